@@ -1,0 +1,1 @@
+"""The data: records, the workbench world, HumanRef and HumanRef-CoT files."""

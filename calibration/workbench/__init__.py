@@ -1,0 +1,1 @@
+"""A procedural world of things on a bench, standing in for HumanRef."""

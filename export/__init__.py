@@ -1,0 +1,1 @@
+"""Checkpoints in, bundle out. Needs the extra `rexthinker-edge[export]`."""

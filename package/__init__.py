@@ -1,0 +1,1 @@
+"""Grounded vision-language answers on the edge."""

@@ -1,0 +1,1 @@
+"""What a device runs: numpy, onnxruntime, pillow, tokenizers. No torch, no transformers."""

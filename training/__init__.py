@@ -1,0 +1,1 @@
+"""Training recipes of the bundled small model. Needs the extra `rexthinker-edge[training]`."""
