@@ -148,7 +148,7 @@ def _tie_some(rng: np.random.Generator, level: Level, drafts: list[Draft]) -> tu
     used: set[int] = set()
     if level is Level.EASY:
         return groups, used
-    relations = int(rng.integers(1, 4)) if rng.random() < 0.45 else 0
+    relations = int(rng.integers(1, 4)) if rng.random() < 0.55 else 0
     overlaps = int(rng.integers(1, 4)) if rng.random() < 0.38 else 0
     free = [int(i) for i in rng.permutation(len(drafts))]
     for number in range(relations + overlaps):
