@@ -175,7 +175,7 @@ def _place(
 ) -> list[tuple[int, int]] | None:
     """Find a corner for each group so that no two groups come near; None when there is no room."""
     margin = 2
-    clear = 2.5 / model_scale(width, height)
+    clear = 3.5 / model_scale(width, height)
     kinds = [draft.category for draft in drafts]
     if max(kinds.count(kind) for kind in kinds) > 8 or len({draft.size for draft in drafts}) < 2:
         return None

@@ -7,6 +7,7 @@ Elsewhere outlines: shapes.py; putting it on the picture: render.py.
 """
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from rexthinker_edge.calibration.workbench.shapes import (
 from rexthinker_edge.calibration.workbench.world import Thing
 
 Pixels = NDArray[np.float32]
+Field = NDArray[np.floating[Any]]
 
 
 @cache
@@ -71,7 +73,7 @@ def thing_colors(rng: np.random.Generator, thing: Thing, width: int, height: int
     colors = np.broadcast_to(np.array(base_color(thing.color), dtype=np.float32) * jitter, (height, width, 3))
     angle, phase = rng.uniform(-0.5, 0.5), rng.uniform(0, 1, 2)
     if thing.pattern != "plain":
-        marks = _marks(thing.pattern, width, height, scale, float(angle), phase)
+        marks = _marks(thing.pattern, (width, height), scale, float(angle), phase)
         colors = colors + (np.array(_mark_color(thing.color), dtype=np.float32) - colors) * marks[..., None]
     light, shine = _light(thing.category, u, v)
     if thing.color == "black":
@@ -80,9 +82,10 @@ def thing_colors(rng: np.random.Generator, thing: Thing, width: int, height: int
 
 
 def _marks(
-    pattern: str, width: int, height: int, scale: float, angle: float, phase: NDArray[np.float64]
+    pattern: str, size: tuple[int, int], scale: float, angle: float, phase: NDArray[np.float64]
 ) -> Pixels:
-    """Where stripes or dots are, (height, width) in [0, 1]."""
+    """Where stripes or dots are, (height, width) in [0, 1]; `size` is (width, height)."""
+    width, height = size
     side = min(width, height)
     x = np.arange(width, dtype=np.float32)[None]
     y = np.arange(height, dtype=np.float32)[:, None]
@@ -90,22 +93,22 @@ def _marks(
         period = max(side / 4.2, 7.5 / scale)
         along = (x * np.float32(np.sin(angle)) + y * np.float32(np.cos(angle))) / np.float32(period)
         distance = np.abs((along + np.float32(phase[0])) % 1 - 0.5) * np.float32(period)
-        return np.clip(np.float32(0.19 * period) - distance + 0.5, 0, 1)
+        return np.asarray(np.clip(np.float32(0.19 * period) - distance + 0.5, 0, 1), dtype=np.float32)
     step = max(side / 3.6, 8.5 / scale)
     row = y / np.float32(step * 0.87) + np.float32(phase[0])
     column = x / np.float32(step) + np.float32(phase[1]) + 0.5 * (np.floor(row) % 2)
     distance = np.hypot((column % 1 - 0.5) * np.float32(step), (row % 1 - 0.5) * np.float32(step * 0.87))
-    return np.clip(np.float32(0.29 * step) - distance + 0.5, 0, 1)
+    return np.asarray(np.clip(np.float32(0.29 * step) - distance + 0.5, 0, 1), dtype=np.float32)
 
 
-def _light(category: str, u: Pixels, v: Pixels) -> tuple[Pixels, Pixels]:
+def _light(category: str, u: Field, v: Field) -> tuple[Pixels, Pixels]:
     """Brightness factor and added shine over a thing, both (height, width)."""
     shade = {"ball": _ball, "box": _box, "cone": _cone, "star": _star, "ring": _ring, "mug": _mug}[category]
     light, shine = shade(u, v)
     return np.asarray(light, dtype=np.float32), np.asarray(shine, dtype=np.float32)
 
 
-def _ball(u: Pixels, v: Pixels) -> tuple[Pixels, Pixels]:
+def _ball(u: Field, v: Field) -> tuple[Field, Field]:
     x, y = 2 * u - 1, 2 * v - 1
     z = np.sqrt(np.clip(1 - x * x - y * y, 0, 1))
     facing = np.clip(-0.45 * x - 0.55 * y + 0.7 * z, 0, 1)
@@ -113,7 +116,7 @@ def _ball(u: Pixels, v: Pixels) -> tuple[Pixels, Pixels]:
     return 0.6 + 0.45 * facing, shine
 
 
-def _box(u: Pixels, v: Pixels) -> tuple[Pixels, Pixels]:
+def _box(u: Field, v: Field) -> tuple[Field, Field]:
     dx, dy = BOX_DEPTH_X, BOX_DEPTH_Y
     top = (v < dy) & (u > dx * (1 - v / dy)) & (u < 1 - dx * v / dy)
     side = (u > 1 - dx) & (v > dy * (1 - u) / dx) & (v < 1 - dy * (u - 1 + dx) / dx)
@@ -124,20 +127,20 @@ def _box(u: Pixels, v: Pixels) -> tuple[Pixels, Pixels]:
     return light, shine
 
 
-def _cone(u: Pixels, v: Pixels) -> tuple[Pixels, Pixels]:
+def _cone(u: Field, v: Field) -> tuple[Field, Field]:
     half = np.clip(0.04 + 0.46 * v / 0.9, 0.04, 0.5)
     across = np.clip((u - 0.5) / half, -1, 1)
     shine = np.clip(1 - np.abs(across + 0.4) / 0.22, 0, 1) * 0.14
     return 1.02 - 0.4 * (across + 0.3) ** 2 * np.where(across > -0.3, 0.62, 0.5), shine
 
 
-def _star(u: Pixels, v: Pixels) -> tuple[Pixels, Pixels]:
+def _star(u: Field, v: Field) -> tuple[Field, Field]:
     x, y = 2 * u - 1, (v - 0.5528) * 1.9
     sector = np.floor(np.arctan2(x, -y) / (np.pi / 5)) % 2
     return 0.8 + 0.24 * sector, 0.05 * sector
 
 
-def _ring(u: Pixels, v: Pixels) -> tuple[Pixels, Pixels]:
+def _ring(u: Field, v: Field) -> tuple[Field, Field]:
     x, y = 2 * u - 1, 2 * v - 1
     radius = np.hypot(x, y) + 1e-6
     across = np.clip((radius - (1 + RING_HOLE) / 2) / ((1 - RING_HOLE) / 2), -1, 1)
@@ -146,7 +149,7 @@ def _ring(u: Pixels, v: Pixels) -> tuple[Pixels, Pixels]:
     return 0.66 + 0.22 * round_ + 0.22 * tilt, np.clip(tilt - 0.35, 0, 1) * 0.3
 
 
-def _mug(u: Pixels, v: Pixels) -> tuple[Pixels, Pixels]:
+def _mug(u: Field, v: Field) -> tuple[Field, Field]:
     across = np.clip(u / MUG_BODY * 2 - 1, -1, 1)
     wall = 1.0 - 0.36 * np.clip(across + 0.35, -1, 1) ** 2 - 0.1 * v
     opening = np.hypot(across, (v - MUG_RIM) / MUG_RIM)
@@ -184,10 +187,11 @@ def letter_mask(letter: str, category: str, width: int, height: int) -> tuple[Pi
     x, y, tall = _letter_place(category)
     font = _font(max(8, round(tall * height / 0.7)))  # capitals are about 0.7 of the font's size
     halo = max(1, round(0.05 * height))
-    masks = []
+    masks: list[Pixels] = []
     for stroke in (0, halo):
         image = Image.new("L", (width, height))
         draw = ImageDraw.Draw(image)
         draw.text((x * width, y * height), letter, fill=255, font=font, anchor="mm", stroke_width=stroke)
-        masks.append(np.asarray(image, dtype=np.float32) / 255)
-    return masks[0], masks[1]
+        masks.append(np.asarray(image, dtype=np.float32) / np.float32(255))
+    ink, plate = masks
+    return ink, plate

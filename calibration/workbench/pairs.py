@@ -84,25 +84,24 @@ def overlap_pair(
         hidden = _common(back, front, dx, dy)
         total = int(silhouette(back.category, back.width, back.height).sum())
         if 0.05 * total <= hidden <= (1 - visible - 0.03) * total:
-            return replace(_pair((first, second), (back, front), dx, dy), covered=first)
+            return replace(_pair((first, second), (back, front), (dx, dy)), covered=first)
     return None
 
 
 def _pair(
     things: tuple[int, int],
     drafts: tuple[Draft, Draft],
-    dx: int,
-    dy: int,
+    offset: tuple[int, int],
     kind: RelationKind | None = None,
-    subject: int = -1,
-    other: int = -1,
+    roles: tuple[int, int] = (-1, -1),
 ) -> Group:
-    """A group of two, the second painted over the first at offset (dx, dy) from it."""
+    """A group of two, the second painted over the first at `offset` from it."""
+    dx, dy = offset
     left, top = min(0, dx), min(0, dy)
     width = max(drafts[0].width, dx + drafts[1].width) - left
     height = max(drafts[0].height, dy + drafts[1].height) - top
     members = ((things[0], -left, -top), (things[1], dx - left, dy - top))
-    return Group(members, width, height, kind, subject, other)
+    return Group(members, width, height, kind, *roles)
 
 
 def _common(back: Draft, front: Draft, dx: int, dy: int) -> int:
@@ -129,10 +128,9 @@ def _touching(rng: np.random.Generator, first: int, second: int, drafts: list[Dr
     reach = left.width - np.argmax(a[:, ::-1], axis=1)
     start = np.argmax(b, axis=1)
     dx = int((reach - start)[both].max()) - 1
-    things, pair = ((first, second), (left, right))
     if dy < 0:
-        return _pair((second, first), (right, left), -dx, -dy, RelationKind.TOUCHING, first, second)
-    return _pair(things, pair, dx, dy, RelationKind.TOUCHING, first, second)
+        return _pair((second, first), (right, left), (-dx, -dy), RelationKind.TOUCHING, (first, second))
+    return _pair((first, second), (left, right), (dx, dy), RelationKind.TOUCHING, (first, second))
 
 
 def _grown(draft: Draft, width: float, height: float) -> Draft:
@@ -164,13 +162,13 @@ def _inside(rng: np.random.Generator, first: int, second: int, drafts: list[Draf
         side = max(side, 2.16 * radius / RING_HOLE)
         ring = drafts[second] = _remade(outer, "ring", 1.0, side)
         dx, dy = (ring.width - inner.width) // 2, (ring.height - inner.height) // 2
-        return _pair((second, first), (ring, inner), dx, dy, RelationKind.INSIDE, first, second)
+        return _pair((second, first), (ring, inner), (dx, dy), RelationKind.INSIDE, (first, second))
     mug = _grown(_remade(outer, "mug", 1.08, side), inner.width / (0.84 * MUG_BODY), 0.0)
     drafts[second] = mug
     sunk = float(rng.uniform(0.22, 0.3)) * inner.height
     dx = round(mug.width * MUG_BODY / 2 - inner.width / 2)
     dy = round(mug.height * MUG_RIM * 1.9 + sunk - inner.height)
-    group = _pair((second, first), (mug, inner), dx, dy, RelationKind.INSIDE, first, second)
+    group = _pair((second, first), (mug, inner), (dx, dy), RelationKind.INSIDE, (first, second))
     return replace(group, covered=first)
 
 
@@ -187,4 +185,4 @@ def _on_top(rng: np.random.Generator, first: int, second: int, drafts: list[Draf
     slack = float(rng.uniform(-0.4, 0.4)) * max(free, 0.0)
     dx = round(box.width / 2 - top.width / 2 + slack)
     dy = round(box.height * BOX_DEPTH_Y * 0.6) - top.height
-    return _pair((second, first), (box, top), dx, dy, RelationKind.ON_TOP_OF, first, second)
+    return _pair((second, first), (box, top), (dx, dy), RelationKind.ON_TOP_OF, (first, second))

@@ -136,7 +136,7 @@ def _camera(rng: np.random.Generator, canvas: Pixels, level: Level) -> NDArray[n
     grain = float(rng.uniform(0.5, 3.5) if level is Level.EASY else rng.uniform(0.0, 7.0))
     noise = rng.integers(-128, 128, (height, width), dtype=np.int8).astype(np.float32)
     canvas += (noise * np.float32(grain / 74))[..., None]  # 74 is the spread of 256 equal steps
-    pixels = np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
+    pixels: NDArray[np.uint8] = np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
     if level is Level.EASY:
         return pixels
     quality = int(rng.integers(55, 96))

@@ -27,10 +27,12 @@ def aspect(category: str) -> float:
     return {"ball": 1.0, "box": 1.1, "cone": 0.86, "star": 1.05, "ring": 1.0, "mug": 1.08}[category]
 
 
-def ellipse(x: float, y: float, rx: float, ry: float, start: float = 0.0, stop: float = 2 * np.pi) -> Polygon:
+def ellipse(
+    centre: tuple[float, float], radii: tuple[float, float], start: float = 0.0, stop: float = 2 * np.pi
+) -> Polygon:
     """(48, 2) points of an ellipse's arc; y grows downwards, so angles turn clockwise."""
     t = np.linspace(start, stop, 48)
-    return np.stack([x + rx * np.cos(t), y + ry * np.sin(t)], axis=1)
+    return np.stack([centre[0] + radii[0] * np.cos(t), centre[1] + radii[1] * np.sin(t)], axis=1)
 
 
 def _star() -> Polygon:
@@ -46,25 +48,28 @@ def outline(category: str) -> Outline:
     """The silhouette of a category in the unit square."""
     dx, dy = BOX_DEPTH_X, BOX_DEPTH_Y
     if category == "ball":
-        return ((ellipse(0.5, 0.5, 0.5, 0.5), True),)
+        return ((ellipse((0.5, 0.5), (0.5, 0.5)), True),)
     if category == "ring":
-        return ((ellipse(0.5, 0.5, 0.5, 0.5), True), (ellipse(0.5, 0.5, RING_HOLE / 2, RING_HOLE / 2), False))
+        return (
+            (ellipse((0.5, 0.5), (0.5, 0.5)), True),
+            (ellipse((0.5, 0.5), (RING_HOLE / 2, RING_HOLE / 2)), False),
+        )
     if category == "box":
         return (
             (np.array([(0, dy), (dx, 0), (1, 0), (1, 1 - dy), (1 - dx, 1), (0, 1)], dtype=np.float64), True),
         )
     if category == "cone":
-        base = ellipse(0.5, 0.9, 0.5, 0.1, 0.0, np.pi)
+        base = ellipse((0.5, 0.9), (0.5, 0.1), 0.0, np.pi)
         return ((np.concatenate([[(0.46, 0.0), (0.54, 0.0)], base]), True),)
     if category == "star":
         return ((_star(), True),)
     assert category == "mug", category
     body, rim = MUG_BODY, MUG_RIM
-    top = ellipse(body / 2, rim, body / 2, rim, np.pi, 2 * np.pi)
-    bottom = ellipse(body / 2, 0.93, body * 0.44, 0.07, 0.0, np.pi)
+    top = ellipse((body / 2, rim), (body / 2, rim), np.pi, 2 * np.pi)
+    bottom = ellipse((body / 2, 0.93), (body * 0.44, 0.07), 0.0, np.pi)
     return (
-        (ellipse(body, 0.5, 1 - body, 0.3), True),
-        (ellipse(body, 0.5, (1 - body) * 0.45, 0.17), False),
+        (ellipse((body, 0.5), (1 - body, 0.3)), True),
+        (ellipse((body, 0.5), ((1 - body) * 0.45, 0.17)), False),
         (np.concatenate([top, bottom]), True),
     )
 
@@ -73,8 +78,8 @@ def outline(category: str) -> Outline:
 def mug_front() -> Polygon:
     """The mug's wall below the front of its rim: what hides a thing standing in it."""
     body, rim = MUG_BODY, MUG_RIM
-    lip = ellipse(body / 2, rim, body / 2, rim, np.pi, 0.0)
-    return np.concatenate([lip, ellipse(body / 2, 0.93, body * 0.44, 0.07, 0.0, np.pi)])
+    lip = ellipse((body / 2, rim), (body / 2, rim), np.pi, 0.0)
+    return np.concatenate([lip, ellipse((body / 2, 0.93), (body * 0.44, 0.07), 0.0, np.pi)])
 
 
 def coverage(shapes: Outline, width: int, height: int) -> NDArray[np.float32]:
@@ -89,7 +94,7 @@ def coverage(shapes: Outline, width: int, height: int) -> NDArray[np.float32]:
     for polygon, inside in shapes:
         points = polygon * (width * scale, height * scale) - 0.5
         draw.polygon(points.ravel().tolist(), fill=255 if inside else 0)
-    return np.asarray(canvas.reduce(scale), dtype=np.float32) / 255
+    return np.asarray(canvas.reduce(scale), dtype=np.float32) / np.float32(255)
 
 
 @lru_cache(maxsize=1024)
