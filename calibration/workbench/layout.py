@@ -95,7 +95,31 @@ def _draft(
     rng: np.random.Generator, level: Level, kinds: list[str], size: tuple[int, int], attempt: int
 ) -> list[Draft]:
     """Choose how the things on the bench look; every failed attempt asks for a little less room."""
-    (width, height), count = size, len(kinds)
+    sides, large = _sizes(rng, level, len(kinds), size, attempt)
+    palette = rng.permutation(len(COLORS))[: int(rng.integers(2, 7))]
+    plain = level is Level.EASY
+    pattern_odds = (1.0, 0.0, 0.0) if plain else ((0.8, 0.1, 0.1), (0.4, 0.3, 0.3))[int(rng.integers(2))]
+    drafts = []
+    for kind, side, is_large in zip(kinds, sides, large, strict=True):
+        ratio_wh = aspect(kind) * (1.0 if kind in ("ball", "ring") else float(rng.uniform(0.95, 1.05)))
+        drafts.append(
+            Draft(
+                category=kind,
+                color=COLORS[int(rng.choice(palette))],
+                pattern=str(rng.choice(("plain", "striped", "dotted"), p=pattern_odds)),
+                size="large" if is_large else "small",
+                width=max(round(float(side * np.sqrt(ratio_wh))), 8),
+                height=max(round(float(side / np.sqrt(ratio_wh))), 8),
+            )
+        )
+    return drafts
+
+
+def _sizes(
+    rng: np.random.Generator, level: Level, count: int, size: tuple[int, int], attempt: int
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Sides (root of the box's area) in pixels, and which are large: at least one is and one is not."""
+    width, height = size
     large = rng.random(count) < 0.42
     if large.all() or not large.any():
         pick = int(rng.integers(count))
@@ -106,23 +130,7 @@ def _draft(
     wanted = np.sqrt(rng.uniform(0.12, 0.34) * width * height / np.square(units).sum())
     biggest = min(width, height) * 0.48 / ratio
     base = max(least, min(wanted * 0.97**attempt, biggest))
-    palette = rng.permutation(len(COLORS))[: int(rng.integers(2, 7))]
-    plain = level is Level.EASY
-    pattern_odds = (1.0, 0.0, 0.0) if plain else ((0.8, 0.1, 0.1), (0.4, 0.3, 0.3))[int(rng.integers(2))]
-    drafts = []
-    for kind, unit, is_large in zip(kinds, units, large, strict=True):
-        ratio_wh = aspect(kind) * (1.0 if kind in ("ball", "ring") else float(rng.uniform(0.95, 1.05)))
-        drafts.append(
-            Draft(
-                category=kind,
-                color=COLORS[int(rng.choice(palette))],
-                pattern=str(rng.choice(("plain", "striped", "dotted"), p=pattern_odds)),
-                size="large" if is_large else "small",
-                width=max(round(float(unit * base * np.sqrt(ratio_wh))), 8),
-                height=max(round(float(unit * base / np.sqrt(ratio_wh))), 8),
-            )
-        )
-    return drafts
+    return units * base, large
 
 
 def _kinds(rng: np.random.Generator, level: Level, most: int) -> list[str]:
@@ -177,7 +185,7 @@ def _place(
     margin = 2
     clear = 3.5 / model_scale(width, height)
     kinds = [draft.category for draft in drafts]
-    if max(kinds.count(kind) for kind in kinds) > 8 or len({draft.size for draft in drafts}) < 2:
+    if max(kinds.count(kind) for kind in kinds) > 8:
         return None
     boxes: NDArray[np.float64] = np.empty((0, 4))
     corners: dict[int, tuple[int, int]] = {}

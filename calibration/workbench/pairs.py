@@ -10,6 +10,7 @@ Elsewhere outlines: shapes.py; placing groups: layout.py.
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rexthinker_edge.calibration.workbench.shapes import (
     BOX_DEPTH_X,
@@ -17,9 +18,14 @@ from rexthinker_edge.calibration.workbench.shapes import (
     MUG_BODY,
     MUG_RIM,
     RING_HOLE,
+    coverage,
+    mug_front,
     silhouette,
 )
 from rexthinker_edge.calibration.workbench.world import RelationKind
+
+IN_MUG_VISIBLE = 0.63
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,10 @@ class Draft:
     size: str
     width: int
     height: int
+
+    def mask(self) -> Mask:
+        """(height, width): the pixels the thing covers."""
+        return silhouette(self.category, self.width, self.height)
 
 
 @dataclass(frozen=True)
@@ -81,9 +91,8 @@ def overlap_pair(
         right = rng.random() < 0.5
         dx = back.width - shared if right else shared - front.width
         dy = back.height - front.height + round(float(rng.uniform(0.02, 0.2)) * front.height)
-        hidden = _common(back, front, dx, dy)
-        total = int(silhouette(back.category, back.width, back.height).sum())
-        if 0.05 * total <= hidden <= (1 - visible - 0.03) * total:
+        hidden = _common(back.mask(), front.mask(), dx, dy)
+        if 0.05 <= hidden <= 1 - visible - 0.03:
             return replace(_pair((first, second), (back, front), (dx, dy)), covered=first)
     return None
 
@@ -104,15 +113,14 @@ def _pair(
     return Group(members, width, height, kind, *roles)
 
 
-def _common(back: Draft, front: Draft, dx: int, dy: int) -> int:
-    """Pixels of `back` under `front`, whose corner lies (dx, dy) from back's."""
-    x0, x1 = max(0, dx), min(back.width, dx + front.width)
-    y0, y1 = max(0, dy), min(back.height, dy + front.height)
+def _common(back: Mask, front: Mask, dx: int, dy: int) -> float:
+    """The part of `back` under `front`, whose corner lies (dx, dy) from back's, in [0, 1]."""
+    x0, x1 = max(0, dx), min(back.shape[1], dx + front.shape[1])
+    y0, y1 = max(0, dy), min(back.shape[0], dy + front.shape[0])
     if x0 >= x1 or y0 >= y1:
-        return 0
-    a = silhouette(back.category, back.width, back.height)[y0:y1, x0:x1]
-    b = silhouette(front.category, front.width, front.height)[y0 - dy : y1 - dy, x0 - dx : x1 - dx]
-    return int((a & b).sum())
+        return 0.0
+    both = back[y0:y1, x0:x1] & front[y0 - dy : y1 - dy, x0 - dx : x1 - dx]
+    return float(both.sum() / back.sum())
 
 
 def _touching(rng: np.random.Generator, first: int, second: int, drafts: list[Draft]) -> Group | None:
@@ -120,8 +128,8 @@ def _touching(rng: np.random.Generator, first: int, second: int, drafts: list[Dr
     left, right = drafts[first], drafts[second]
     dy = left.height - right.height + round(float(rng.uniform(-0.12, 0.12)) * min(left.height, right.height))
     y0, y1 = max(0, dy), min(left.height, dy + right.height)
-    a = silhouette(left.category, left.width, left.height)[y0:y1]
-    b = silhouette(right.category, right.width, right.height)[y0 - dy : y1 - dy]
+    a = left.mask()[y0:y1]
+    b = right.mask()[y0 - dy : y1 - dy]
     both = a.any(axis=1) & b.any(axis=1)
     if not both.any():
         return None
@@ -156,7 +164,7 @@ def _inside(rng: np.random.Generator, first: int, second: int, drafts: list[Draf
     outer = drafts[second]
     side = float(np.sqrt(outer.width * outer.height))
     if rng.random() < 0.5:
-        mask = silhouette(inner.category, inner.width, inner.height)
+        mask = inner.mask()
         ys, xs = np.nonzero(mask)
         radius = float(np.hypot(xs + 0.5 - inner.width / 2, ys + 0.5 - inner.height / 2).max()) + 1.5
         side = max(side, 2.16 * radius / RING_HOLE)
@@ -167,7 +175,10 @@ def _inside(rng: np.random.Generator, first: int, second: int, drafts: list[Draf
     drafts[second] = mug
     sunk = float(rng.uniform(0.22, 0.3)) * inner.height
     dx = round(mug.width * MUG_BODY / 2 - inner.width / 2)
+    wall = coverage(((mug_front(), True),), mug.width, mug.height) >= 0.5
     dy = round(mug.height * MUG_RIM * 1.9 + sunk - inner.height)
+    while _common(inner.mask(), wall, -dx, -dy) > 1 - IN_MUG_VISIBLE:
+        dy -= 1
     group = _pair((second, first), (mug, inner), (dx, dy), RelationKind.INSIDE, (first, second))
     return replace(group, covered=first)
 
