@@ -2,12 +2,11 @@
 
 Layout    `ask` draws a chain of checks for a domain, finds its answers, and says it in English.
 Contract  HumanRef's six domains, 0 to 8 answers; `rejection` has none, the others at least one. A chain is
-          kept only if each of its checks decides something and no thing is a borderline case.
+          kept only if no thing is a borderline case, and mostly only if each of its checks decides something.
           Level easy: attribute, position and rejection; a two-step chain is labelled by its last step.
 Elsewhere checks and their truth: predicates.py; their English: wording.py; reasoning about them: traces.py.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,14 +20,12 @@ from rexthinker_edge.calibration.workbench.predicates import (
     Look,
     Rank,
     RareColor,
-    Reference,
     Related,
-    Side,
     apply,
-    relations_of,
 )
+from rexthinker_edge.calibration.workbench.proposals import PROPOSALS, Draw
 from rexthinker_edge.calibration.workbench.wording import express
-from rexthinker_edge.calibration.workbench.world import COLORS, LETTERS, PATTERNS, Level, RelationKind, Scene
+from rexthinker_edge.calibration.workbench.world import Level, Scene
 
 DOMAINS = ("attribute", "position", "interaction", "reasoning", "identity", "rejection")
 EASY_DOMAINS = ("attribute", "position", "rejection")
@@ -59,29 +56,6 @@ class Question:
     answers: frozenset[int]
 
 
-@dataclass(frozen=True)
-class _Draw:
-    """What a proposal draws from: the scene, the things asked about, and whether to miss on purpose."""
-
-    scene: Scene
-    category: str
-    things: tuple[int, ...]
-    rng: np.random.Generator
-    miss: bool = False
-
-    def chance(self, p: float) -> bool:
-        return float(self.rng.random()) < p
-
-    def below(self, n: int) -> int:
-        return int(self.rng.integers(n))
-
-    def side(self) -> Side:
-        return tuple(Side)[self.below(4)]
-
-
-_Chain = tuple[Check, ...] | None
-
-
 def ask(scene: Scene, category: str, rng: np.random.Generator, domain: str | None = None) -> Question | None:
     """Draw one question about the things of a category.
 
@@ -100,23 +74,26 @@ def ask(scene: Scene, category: str, rng: np.random.Generator, domain: str | Non
         return None
     for _ in range(TRIES):
         wanted = domain or allowed[int(rng.integers(len(allowed)))]
-        imitated = wanted
-        if wanted == "rejection":
-            others = [d for d in allowed if d != "rejection"]
-            imitated = others[int(rng.integers(len(others)))]
-        chain = _PROPOSALS[imitated](_Draw(scene, category, things, rng, wanted == "rejection"))
-        idle_allowed = len(things) == 1 or rng.random() < 0.15
-        findings = None if chain is None else _follow(chain, scene, things, wanted == "rejection", idle_allowed)
+        miss = wanted == "rejection"
+        imitated = _pick_other(allowed, rng) if miss else wanted
+        chain = PROPOSALS[imitated](Draw(scene, category, things, rng, miss))
+        lenient = len(things) == 1 or rng.random() < 0.15
+        findings = None if chain is None else _follow(chain, scene, things, miss=miss, lenient=lenient)
         if chain is None or findings is None:
             continue
         answers = frozenset(findings[-1].passed)
         if len(answers) == len(things) > 1 and rng.random() < 0.7:
             continue
-        many = len(answers) > 1 or (len(answers) == 0 and rng.random() < 0.3) or _plural_form(chain)
+        many = len(answers) > 1 or (not answers and rng.random() < 0.3) or _plural_form(chain)
         expression = express(category, chain, many, rng)
-        name = imitated if wanted == "rejection" else _sub_domain(chain)
+        name = imitated if miss else _sub_domain(chain)
         return Question(wanted, name, category, expression, chain, tuple(findings), answers)
     return None
+
+
+def _pick_other(allowed: tuple[str, ...], rng: np.random.Generator) -> str:
+    others = [domain for domain in allowed if domain != "rejection"]
+    return others[int(rng.integers(len(others)))]
 
 
 def _plural_form(chain: tuple[Check, ...]) -> bool:
@@ -124,15 +101,20 @@ def _plural_form(chain: tuple[Check, ...]) -> bool:
     return isinstance(last, Rank) and last.group
 
 
-def _follow(chain: tuple[Check, ...], scene: Scene, things: tuple[int, ...], miss: bool, idle_allowed: bool) -> list[Finding] | None:
-    """Apply the chain; None where it is disputable, has a check that decides nothing, or the wrong outcome."""
+def _follow(
+    chain: tuple[Check, ...], scene: Scene, things: tuple[int, ...], *, miss: bool, lenient: bool
+) -> list[Finding] | None:
+    """Apply the chain; None where it is disputable or has the wrong outcome.
+
+    Unless `lenient`, also where a step of several decides nothing or leaves nothing to the next.
+    """
     findings: list[Finding] = []
     left = things
     for check in chain:
         finding = apply(check, scene, left)
         if finding is None:
             return None
-        if len(chain) > 1 and (not left or (len(finding.passed) == len(left) and not idle_allowed)):
+        if len(chain) > 1 and not lenient and (not left or len(finding.passed) == len(left)):
             return None
         findings.append(finding)
         left = finding.passed
@@ -149,205 +131,10 @@ def _sub_domain(chain: tuple[Check, ...]) -> str:
         fields = (("size", check.size), ("color", check.colors), ("pattern", check.pattern))
         name = " and ".join(label for label, value in fields if value)
         return f"not {name}" if check.negated else name
+    if isinstance(check, Rank | Largest) and check.negated:
+        return "exclusion"
     if isinstance(check, Rank):
-        return "exclusion" if check.negated else "extreme" if check.count == 1 else "ordinal"
-    if isinstance(check, Largest):
-        return "exclusion" if check.negated else "size order"
-    if isinstance(check, Beside):
-        return "relative"
+        return "extreme" if check.count == 1 else "ordinal"
     if isinstance(check, Related):
-        return check.kind.value
-    return "letter" if isinstance(check, Letter) else "counting"
-
-
-def sizes_are_plain(scene: Scene, things: tuple[int, ...]) -> bool:
-    """Whether "small" and "large" mean something: both occur among the things."""
-    return len({scene.things[i].size for i in things}) == 2
-
-
-# ---- proposals: one chain of checks, true or (on a miss) near true, or None where the scene has no matter for it
-
-
-def _look(d: _Draw, things: tuple[int, ...] | None = None) -> Look | None:
-    """A look that one of the things has; on a miss, one that none of them has."""
-    things = d.things if things is None else things
-    if not things:
-        return None
-    model = d.scene.things[things[d.below(len(things))]]
-    use_size = sizes_are_plain(d.scene, d.things) and d.chance(0.35)
-    use_pattern = d.scene.level is Level.FULL and d.chance(0.45)
-    use_color = d.chance(0.75) or not (use_size or use_pattern)
-    color, pattern, size = model.color, model.pattern, model.size
-    if d.miss:
-        if use_color and d.chance(0.75):
-            color = COLORS[d.below(len(COLORS))]
-        elif use_pattern:
-            pattern = PATTERNS[d.below(len(PATTERNS))]
-        elif use_size:
-            size = "small" if size == "large" else "large"
-    colors = (color,) if use_color else ()
-    if use_color and not use_pattern and not use_size and d.chance(0.12):
-        second = COLORS[d.below(len(COLORS))]
-        colors = (color, second) if second != color else colors
-    return Look(colors, pattern if use_pattern else None, size if use_size else None)
-
-
-def _reference(d: _Draw, others_only: bool = True) -> Reference | None:
-    """A thing that can be named without doubt: alone in its category, or in its category and color."""
-    scene = d.scene
-    pool = [i for i, t in enumerate(scene.things) if (t.category != d.category) is others_only]
-    if not pool:
-        return None
-    index = pool[d.below(len(pool))]
-    thing = scene.things[index]
-    same = [t for t in scene.things if t.category == thing.category]
-    if len(same) == 1 and others_only and d.chance(0.6):
-        return Reference(thing.category, None, None, index)
-    if sum(t.color == thing.color for t in same) == 1:
-        return Reference(thing.category, thing.color, None, index)
-    if scene.level is Level.FULL and sum((t.color, t.pattern) == (thing.color, thing.pattern) for t in same) == 1:
-        return Reference(thing.category, thing.color, thing.pattern, index)
-    return None
-
-
-def _beside(d: _Draw, same_category: float = 0.0) -> Beside | None:
-    reference = _reference(d, others_only=not d.chance(same_category))
-    return Beside(d.side(), reference) if reference else None
-
-
-def _rank(d: _Draw, among: int) -> Rank:
-    """A rank that `among` things have; on a miss, one or two past the last."""
-    side = d.side()
-    if d.miss:
-        return Rank(side, among + 1 + d.below(2)) if among else Rank(side, 1)
-    if d.chance(0.35) or among < 2:
-        return Rank(side, 1)
-    if among > 2 and d.chance(0.2):
-        return Rank(side, 2 + d.below(min(among - 2, 2)), group=True)
-    return Rank(side, 2 + d.below(min(among, 5) - 1))
-
-
-def _propose_attribute(d: _Draw) -> _Chain:
-    if d.chance(0.65):
-        look = _look(d)
-        return (look,) if look else None
-    first: Check | None = _beside(d, 0.3)
-    if len(d.things) > 2 and d.chance(0.4) and not d.miss:
-        first = Rank(d.side(), 2 + d.below(min(len(d.things) - 2, 2)), group=True)
-    if first is None:
-        return None
-    found = apply(first, d.scene, d.things)
-    look = _look(d, found.passed if found and not d.miss else None)
-    return (first, look) if look else None
-
-
-def _propose_position(d: _Draw) -> _Chain:
-    kind = d.rng.random()
-    if kind < 0.2:
-        beside = _beside(d, 0.35)
-        return (beside,) if beside else None
-    if kind < 0.5 and not (d.miss and d.chance(0.3)):
-        return (_rank(d, len(d.things)),)
-    look = _look(_Draw(d.scene, d.category, d.things, d.rng))
-    if look is None:
-        return None
-    passed = apply(look, d.scene, d.things)
-    assert passed is not None
-    if d.chance(0.35):
-        beside = _beside(d)
-        return (look, beside) if beside else None
-    return (look, _rank(d, len(passed.passed)))
-
-
-def _related(d: _Draw) -> Related | None:
-    """A relation that one of the things has; on a miss, one that none of them has to a thing in the picture."""
-    found = [(kind, other, inverse) for i in d.things for kind, other, inverse in relations_of(d.scene, i)]
-    if d.miss or not found:
-        if not d.miss:
-            return None
-        reference = _reference(d)
-        kind = tuple(RelationKind)[d.below(3)]
-        inverse = kind is not RelationKind.TOUCHING and d.chance(0.3)
-        return Related(kind, reference, inverse) if reference else None
-    kind, other, inverse = found[d.below(len(found))]
-    for _ in range(8):
-        reference = _reference(d)
-        if reference and reference.index == other:
-            return Related(kind, reference, inverse)
-    return None
-
-
-def _propose_interaction(d: _Draw) -> _Chain:
-    related = _related(d)
-    if related is None:
-        return None
-    if d.chance(0.2):
-        look = _look(_Draw(d.scene, d.category, d.things, d.rng))
-        return (look, related) if look else None
-    return (related,)
-
-
-def _propose_identity(d: _Draw) -> _Chain:
-    letters = [d.scene.things[i].letter for i in d.things]
-    present = [letter for letter in letters if letter]
-    if d.miss:
-        return (Letter(LETTERS[d.below(len(LETTERS))]),) if present or d.chance(0.2) else None
-    return (Letter(present[d.below(len(present))]),) if present else None
-
-
-def _narrow(d: _Draw) -> tuple[Check, tuple[int, ...]] | None:
-    """A first step for reasoning: a look, its opposite, or a place; and what passes it."""
-    sure = _Draw(d.scene, d.category, d.things, d.rng)
-    kind = d.rng.random()
-    check: Check | None
-    if kind < 0.4:
-        look = _look(sure)
-        check = look and Look(look.colors, look.pattern, look.size, negated=True)
-        if look and sum(bool(v) for v in (look.colors, look.pattern, look.size)) > 1:
-            check = Look(look.colors[:1], None if look.colors else look.pattern, None, negated=True)
-    elif kind < 0.75:
-        check = _look(sure)
-    else:
-        check = _beside(sure)
-    found = apply(check, d.scene, d.things) if check else None
-    return (check, found.passed) if check and found else None
-
-
-def _choose(d: _Draw, among: int) -> Check:
-    if d.miss:
-        return _rank(d, among)
-    if d.chance(0.45):
-        return Largest(smallest=d.chance(0.5))
-    return _rank(d, among)
-
-
-def _propose_reasoning(d: _Draw) -> _Chain:
-    kind = d.rng.random()
-    if kind < 0.12 and not d.miss:
-        if d.chance(0.5):
-            return (Rank(d.side(), 1, negated=True),)
-        return (Largest(smallest=d.chance(0.5), negated=True),)
-    if kind < 0.24 and not d.miss:
-        return (RareColor(common=d.chance(0.5)),)
-    if kind < 0.36 and not d.miss:
-        look = _look(d)
-        return (Look(look.colors[:1], None, None, negated=True),) if look and look.colors else None
-    if kind < 0.46 and not d.miss:
-        return (Largest(smallest=d.chance(0.5)),)
-    first = _narrow(d)
-    if first is None:
-        return None
-    if kind < 0.6 and not isinstance(first[0], Beside):
-        beside = _beside(_Draw(d.scene, d.category, d.things, d.rng))
-        found = apply(beside, d.scene, first[1]) if beside else None
-        return (first[0], beside, _choose(d, len(found.passed))) if beside and found else None
-    return (first[0], _choose(d, len(first[1])))
-
-
-_PROPOSALS: dict[str, Callable[[_Draw], _Chain]] = {
-    "attribute": _propose_attribute,
-    "position": _propose_position,
-    "interaction": _propose_interaction,
-    "reasoning": _propose_reasoning,
-    "identity": _propose_identity,
-}
+        return str(check.kind.value)
+    return {Largest: "size order", Beside: "relative", Letter: "letter", RareColor: "counting"}[type(check)]

@@ -1,10 +1,10 @@
 """Items: one picture, one shuffled list of candidates, one question.
 
 Layout    Item i of a seed is drawn from `SeedSequence([seed, i, …])` alone; its picture is scene
-          `ATTEMPTS * i + attempt` of that seed, the first attempt whose scene has matter for the drawn domain.
+          `ATTEMPTS * i + attempt` of that seed, the first whose scene has matter for the drawn domain.
 Contract  Deterministic; independent of how many items are made. Training seeds lie below 1,000,000,
           seeds from 1,000,000 up are for evaluation.
-Elsewhere scenes: layout.py; questions: expressions.py; traces: traces.py; files: humanref.py, humanref_cot.py.
+Elsewhere scenes: layout.py; questions: expressions.py; traces: traces.py; files: ../humanref*.py.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rexthinker_edge.calibration.records import Record
 from rexthinker_edge.calibration.workbench import layout
-from rexthinker_edge.calibration.workbench.expressions import DOMAINS, EASY_DOMAINS, Question, ask, sizes_are_plain
+from rexthinker_edge.calibration.workbench.expressions import DOMAINS, EASY_DOMAINS, Question, ask
+from rexthinker_edge.calibration.workbench.proposals import sizes_are_plain
 from rexthinker_edge.calibration.workbench.traces import write_trace
 from rexthinker_edge.calibration.workbench.world import PATTERNS, Level, Scene
 from rexthinker_edge.runtime.boxes import Size, to_resized_px
@@ -51,7 +53,7 @@ def make_item(level: Level | str, seed: int, index: int) -> Item:
     """Item `index` of a seed.
 
     Raises:
-        RuntimeError: none of `ATTEMPTS` scenes had matter for the domain (not met in 100,000 items).
+        RuntimeError: none of `ATTEMPTS` scenes had matter for the domain .
     """
     level = Level(level)
     rng = np.random.default_rng(np.random.SeedSequence([seed, index, _ITEM]))
@@ -63,7 +65,9 @@ def make_item(level: Level | str, seed: int, index: int) -> Item:
             if question is not None:
                 candidates = shuffled_candidates(scene, category, rng)
                 return Item(scene, category, candidates, question, f"{level}-{seed}-{index:08d}")
-    raise RuntimeError(f"item {index} of seed {seed}: no {level} scene in {ATTEMPTS} has matter for {domain}.")
+    raise RuntimeError(
+        f"item {index} of seed {seed}: no {level} scene in {ATTEMPTS} has matter for {domain}."
+    )
 
 
 def make_items_for_scene(scene: Scene, rng: np.random.Generator, count: int) -> list[Item]:
@@ -88,7 +92,7 @@ def _draw_domain(level: Level, rng: np.random.Generator) -> str:
 
 
 def _categories(scene: Scene, rng: np.random.Generator) -> list[str]:
-    """The scene's categories, the more numerous tend to come early; most lonely things are not asked about."""
+    """The scene's categories, numerous ones tend to come early; most lonely things are not asked about."""
     keys: dict[str, float] = {}
     counts: dict[str, int] = {}
     for thing in scene.things:
@@ -114,7 +118,23 @@ def item_trace(item: Item, resized: Size, rng_seed: int) -> str:
     """The assistant's whole turn for an item; `resized` is (width, height) of the picture the model sees."""
     rng = np.random.default_rng(np.random.SeedSequence([rng_seed, _TRACE]))
     boxes = hint_boxes(item.scene, item.candidates, resized)
-    return write_trace(item.question, item.scene, item.candidates, boxes, resized, rng)
+    return write_trace(item.question, item.scene, item.candidates, boxes, rng, resized=resized)
+
+
+def item_record(item: Item, number: int) -> Record:
+    """The item as referring data; positions in its trace are in pixels of the original picture."""
+    trace = item_trace(item, (item.scene.width, item.scene.height), item.scene.index)
+    return Record(
+        id=number,
+        image_name=f"{item.name}.png",
+        referring=item.question.expression,
+        domain=item.question.domain,
+        sub_domain=item.question.sub_domain,
+        category=item.category,
+        candidate_boxes=tuple(item.scene.things[i].box for i in item.candidates),
+        answer_boxes=tuple(item.scene.things[i].box for i in item.candidates if i in item.question.answers),
+        trace=trace.removeprefix("<think>").partition("\n</think>")[0],
+    )
 
 
 def describe_things(

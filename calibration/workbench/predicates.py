@@ -8,6 +8,7 @@ Contract  `apply` says which things pass, or None where a thing is so near the l
 Elsewhere words for checks: wording.py; reasoning about them: traces.py; drawing them: expressions.py.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,7 +17,7 @@ from rexthinker_edge.calibration.workbench.world import RelationKind, Scene, Thi
 
 RANK_MARGIN = 0.04  # of the picture's width or height, between neighbours in an order
 SIDE_MARGIN = 0.06  # of the picture's width or height, between a thing and the reference
-AREA_MARGIN = 1.25  # how much larger the largest is than the next
+AREA_MARGIN = 1.2  # how much larger the largest is than the next
 GAP_MARGIN = 0.03  # of the picture's longer side: a thing nearer than this may seem to touch
 
 
@@ -130,7 +131,9 @@ def _extent(scene: Scene, side: Side) -> int:
     return scene.width if side in {Side.LEFT, Side.RIGHT} else scene.height
 
 
-def apply(check: Check, scene: Scene, things: Sequence[int]) -> Finding | None:
+def apply(  # noqa: PLR0911  one return per kind of check
+    check: Check, scene: Scene, things: Sequence[int]
+) -> Finding | None:
     """Which of the things pass a check.
 
     Args:
@@ -169,7 +172,7 @@ def _rank(check: Rank, scene: Scene, things: Sequence[int]) -> Finding | None:
     order = sorted(things, key=lambda i: sign * centre(scene.things[i], check.side))
     counted = order[: check.count]
     limit = RANK_MARGIN * _extent(scene, check.side)
-    for before, after in zip(order, order[1 : check.count + 1], strict=False):
+    for before, after in itertools.pairwise(order[: check.count + 1]):
         if abs(centre(scene.things[after], check.side) - centre(scene.things[before], check.side)) < limit:
             return None
     chosen = set(counted) if check.group else set(counted[check.count - 1 :])
@@ -191,7 +194,9 @@ def _largest(check: Largest, scene: Scene, things: Sequence[int]) -> Finding | N
 def _beside(check: Beside, scene: Scene, things: Sequence[int]) -> Finding | None:
     at = centre(scene.things[check.reference.index], check.side)
     sign = 1 if check.side in {Side.LEFT, Side.TOP} else -1
-    ahead = {i: sign * (at - centre(scene.things[i], check.side)) for i in things if i != check.reference.index}
+    ahead = {
+        i: sign * (at - centre(scene.things[i], check.side)) for i in things if i != check.reference.index
+    }
     if any(abs(d) < SIDE_MARGIN * _extent(scene, check.side) for d in ahead.values()):
         return None
     return Finding(tuple(i for i in things if i in ahead and ahead[i] > 0))

@@ -46,7 +46,11 @@ _SIDE_WORD = {
 _OPPOSITE = {Side.LEFT: Side.RIGHT, Side.RIGHT: Side.LEFT, Side.TOP: Side.BOTTOM, Side.BOTTOM: Side.TOP}
 _MOST = {Side.LEFT: "leftmost", Side.RIGHT: "rightmost", Side.TOP: "topmost", Side.BOTTOM: "bottommost"}
 _BEYOND = {Side.LEFT: "further right", Side.RIGHT: "further left", Side.TOP: "lower", Side.BOTTOM: "higher"}
-_TOUCH = {RelationKind.TOUCHING: "touches", RelationKind.INSIDE: "inside", RelationKind.ON_TOP_OF: "on top of"}
+_TOUCH = {
+    RelationKind.TOUCHING: "touches",
+    RelationKind.INSIDE: "inside",
+    RelationKind.ON_TOP_OF: "on top of",
+}
 _INTRO = (
     "OK, the user needs us to detect {}. To do this, we need to break it down into the following steps:",
     "OK, the user needs us to detect {}. I need to break it down into the following steps:",
@@ -84,16 +88,17 @@ def write_trace(
     scene: Scene,
     candidates: Sequence[int],
     boxes_resized: Sequence[Sequence[int]] | NDArray[np.int64],
-    resized: Size,
     rng: np.random.Generator,
+    *,
+    resized: Size,
 ) -> str:
     """The assistant's whole turn for a question, from `<think>` to `</answer>`.
 
     Args:
         candidates: thing indices in hint order; candidate k is called "Ball k+1".
         boxes_resized: (N, 4) integers (x0, y0, x1, y1) of the hint, one row per candidate.
-        resized: (width, height) of the picture the model sees.
         rng: decides the wording, never the facts.
+        resized: (width, height) of the picture the model sees.
     """
     noun = question.category
     names = {index: f"{noun.capitalize()} {k + 1}" for k, index in enumerate(candidates)}
@@ -102,7 +107,12 @@ def write_trace(
     sections: list[_Section] = []
     left: tuple[int, ...] = tuple(candidates)
     for check, finding in zip(question.checks, question.findings, strict=True):
-        sections += _sections(pen, check, finding, left, first=not sections)
+        if left:
+            sections += _sections(pen, check, finding, left, first=not sections)
+        else:
+            sections.append(
+                _Section(_sections(pen, check, finding, left, first=False)[-1].title, f"No {noun} remains.")
+            )
         passed = set(finding.passed)
         left = tuple(i for i in left if i in passed)
     assert set(left) == question.answers
@@ -134,7 +144,9 @@ def _summary(pen: _Pen, sections: list[_Section], answers: frozenset[int]) -> st
     return "\n".join(lines)
 
 
-def _answer(question: Question, candidates: Sequence[int], boxes: Sequence[Sequence[int]] | NDArray[np.int64]) -> str:
+def _answer(
+    question: Question, candidates: Sequence[int], boxes: Sequence[Sequence[int]] | NDArray[np.int64]
+) -> str:
     found = [
         {"bbox_2d": [int(v) for v in box], "label": question.expression}
         for index, box in zip(candidates, boxes, strict=True)
@@ -145,18 +157,27 @@ def _answer(question: Question, candidates: Sequence[int], boxes: Sequence[Seque
     return f"<answer>json\n{json.dumps(found, ensure_ascii=False)}\n</answer>"
 
 
+def _list(pen: _Pen, things: tuple[int, ...]) -> str:
+    return ", ".join(pen.names[i] for i in things)
+
+
 def _mark(finding: Finding, index: int) -> str:
     return YES if index in finding.passed else NO
 
 
-def _sections(pen: _Pen, check: Check, finding: Finding, left: tuple[int, ...], first: bool) -> list[_Section]:
+def _sections(  # noqa: PLR0911  one return per kind of check
+    pen: _Pen, check: Check, finding: Finding, left: tuple[int, ...], first: bool
+) -> list[_Section]:
     """The sections for one check: one, or two when the reference is itself a candidate."""
     those = pen.one(*(("each", "every") if first else ("each remaining", "every remaining"))) + f" {pen.noun}"
     if isinstance(check, Look):
         return [_look(pen, check, finding, left, those)]
     if isinstance(check, Letter):
         title = pen.one(f"Read the letter on {those}.", f"Look for the letter {check.letter}.")
-        facts = {i: f"letter {pen.scene.things[i].letter}" if pen.scene.things[i].letter else "no letter" for i in left}
+        facts = {
+            i: f"letter {pen.scene.things[i].letter}" if pen.scene.things[i].letter else "no letter"
+            for i in left
+        }
         return [_Section(title, "", {i: (facts[i], _mark(finding, i)) for i in left})]
     if isinstance(check, Rank):
         return [_rank(pen, check, finding, left)]
@@ -170,7 +191,11 @@ def _sections(pen: _Pen, check: Check, finding: Finding, left: tuple[int, ...], 
 
 
 def _look(pen: _Pen, check: Look, finding: Finding, left: tuple[int, ...], those: str) -> _Section:
-    asked = [name for name, value in (("size", check.size), ("color", check.colors), ("pattern", check.pattern)) if value]
+    asked = [
+        name
+        for name, value in (("size", check.size), ("color", check.colors), ("pattern", check.pattern))
+        if value
+    ]
     joined = " and ".join(asked)
     title = pen.one(f"Check the {joined} of {those}.", f"Look at the {joined} of {those}.")
     section = _Section(title)
@@ -185,12 +210,11 @@ def _rank(pen: _Pen, check: Rank, finding: Finding, left: tuple[int, ...]) -> _S
     side = check.side.value
     what = plural(pen.noun)
     section = _Section(pen.one(f"Count the {what} from the {side}.", f"Order the {what} from the {side}."))
-    counted = ", ".join(pen.names[i] for i in finding.order)
-    if not left:
-        section.lead = f"There is no {pen.noun} left."
-        return section
+    counted = _list(pen, finding.order)
     if check.count == 1:
-        section.title = pen.one(f"Find the {_MOST[check.side]} {pen.noun}.", f"See which {pen.noun} is {_MOST[check.side]}.")
+        section.title = pen.one(
+            f"Find the {_MOST[check.side]} {pen.noun}.", f"See which {pen.noun} is {_MOST[check.side]}."
+        )
         section.lead = f"{_MOST[check.side].capitalize()}: {counted}."
     else:
         section.lead = f"From the {side}: {counted}."
@@ -207,10 +231,7 @@ def _rank(pen: _Pen, check: Rank, finding: Finding, left: tuple[int, ...]) -> _S
 def _largest(pen: _Pen, check: Largest, finding: Finding, left: tuple[int, ...], those: str) -> _Section:
     word, other = ("smallest", "larger") if check.smallest else ("largest", "smaller")
     section = _Section(pen.one(f"Find the {word} {pen.noun}.", f"Compare the sizes of {those}."))
-    if not left:
-        section.lead = f"There is no {pen.noun} left."
-        return section
-    section.lead = f"{word.capitalize()}: {pen.names[finding.order[0]]}."
+    section.lead = f"{word.capitalize()}: {_list(pen, finding.order)}."
     section.lines = {i: (word if i in finding.order else other, _mark(finding, i)) for i in left}
     return section
 
@@ -221,7 +242,9 @@ def _beside(pen: _Pen, check: Beside, finding: Finding, left: tuple[int, ...], t
     target = check.reference.index
     word = pen.one("0", "1") == "1"
     sections = []
-    here = _Section(pen.one(f"See which {plural(pen.noun)} are {where} {name}.", f"Compare {those} with {name}."))
+    here = _Section(
+        pen.one(f"See which {plural(pen.noun)} are {where} {name}.", f"Compare {those} with {name}.")
+    )
     if target in left:
         look = Look((check.reference.color,) if check.reference.color else (), check.reference.pattern)
         found = Finding((target,))
@@ -253,7 +276,9 @@ def _related(pen: _Pen, check: Related, finding: Finding, left: tuple[int, ...],
 def _standing(pen: _Pen, check: Related, index: int) -> str:
     """The asked relation where the thing has it, else another it has, else that it stands alone."""
     relations = relations_of(pen.scene, index)
-    relations.sort(key=lambda r: (r != (check.kind, check.reference.index, check.inverse), r[1] != check.reference.index))
+    relations.sort(
+        key=lambda r: (r != (check.kind, check.reference.index, check.inverse), r[1] != check.reference.index)
+    )
     if not relations:
         return "stands alone"
     kind, other, inverse = relations[0]
@@ -269,5 +294,7 @@ def _rare(pen: _Pen, check: RareColor, finding: Finding, left: tuple[int, ...], 
     colors = [pen.scene.things[i].color for i in left]
     tally = ", ".join(f"{c} {colors.count(c)}" for c in dict.fromkeys(colors))
     section.lead = f"Colors: {tally}."
-    section.lines = {i: (f"{c} {colors.count(c)}", _mark(finding, i)) for i, c in zip(left, colors, strict=True)}
+    section.lines = {
+        i: (f"{c} {colors.count(c)}", _mark(finding, i)) for i, c in zip(left, colors, strict=True)
+    }
     return section

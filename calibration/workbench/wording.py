@@ -29,7 +29,11 @@ ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 _SIZE_WORDS = {"small": ("small", "small", "little", "tiny"), "large": ("large", "large", "big")}
-_PATTERN_WORDS = {"plain": ("plain", "plain", "solid"), "striped": ("striped",), "dotted": ("dotted", "spotted")}
+_PATTERN_WORDS = {
+    "plain": ("plain", "plain", "solid"),
+    "striped": ("striped",),
+    "dotted": ("dotted", "spotted"),
+}
 _PATTERN_AFTER = {"plain": "without a pattern", "striped": "with stripes", "dotted": "with dots"}
 _SIDE_OF = {
     Side.LEFT: ("to the left of", "left of", "on the left side of", "on the left of"),
@@ -115,8 +119,8 @@ def _add_restriction(phrase: Phrase, check: Check, many: bool, rng: np.random.Ge
     if isinstance(check, Look):
         _add_look(phrase, check, many, rng, alone)
     elif isinstance(check, Letter):
-        forms = ("with the letter {}", "marked {}", "labelled {}", "with {} on it", "with a letter {}")
-        phrase.after.append(pick(rng, forms).format(check.letter))
+        marks = ("with the letter {}", "marked {}", "labelled {}", "with {} on it", "with a letter {}")
+        phrase.after.append(pick(rng, marks).format(check.letter))
     elif isinstance(check, Beside):
         words = f"{pick(rng, _SIDE_OF[check.side])} {reference_phrase(check.reference)}"
         phrase.after.append(linking + words)
@@ -127,15 +131,20 @@ def _add_restriction(phrase: Phrase, check: Check, many: bool, rng: np.random.Ge
         else:
             phrase.after.append(f"{linking}{pick(rng, _RELATED[check.kind])} {name}")
     elif isinstance(check, RareColor):
-        forms = ("in the most common color", "of the color seen most often") if check.common else (
-            "in a color of its own", "whose color no other has")  # fmt: skip
+        alone_in_color = (
+            "in a color of their own" if many else "in a color of its own",
+            "whose color no other has",
+        )
+        forms = (
+            ("in the most common color", "of the color seen most often") if check.common else alone_in_color
+        )
         phrase.after.append(pick(rng, forms))
     else:
         raise AssertionError(check)
 
 
 def _choice(phrase: Phrase, check: Rank | Largest, rng: np.random.Generator) -> str:
-    """The chosen one(s) of a phrase: "the second red ball from the left"; what follows the noun is in the plural."""
+    """The chosen one(s) of a phrase: "the second red ball from the left"; words after the noun are plural."""
     if isinstance(check, Rank) and check.group:
         core = f"{NUMBERS[check.count - 1]} {_MOST[check.side]}"
         return f"the {core} {pick(rng, ('of the ', '')) if phrase.after else ''}{phrase.bare(many=True)}"
@@ -153,13 +162,18 @@ def _choose_extreme(phrase: Phrase, check: Rank | Largest, rng: np.random.Genera
     if isinstance(check, Rank):
         word = _MOST[check.side]
     else:
-        word = pick(rng, ("smallest", "smallest", "tiniest") if check.smallest else ("largest", "largest", "biggest"))
+        word = pick(
+            rng, ("smallest", "smallest", "tiniest") if check.smallest else ("largest", "largest", "biggest")
+        )
     if phrase.after:
         return f"the {word} {pick(rng, ('of', 'among'))} the {phrase.bare(many=True)}"
     one = phrase.bare(many=False)
     forms = [f"the {word} {one}"] * 3 + [f"the {word} of the {phrase.bare(many=True)}"]
     if isinstance(check, Rank):
-        forms += [f"the {one} {pick(rng, _FURTHEST[check.side])}", f"the first {one} from the {check.side.value}"]
+        forms += [
+            f"the {one} {pick(rng, _FURTHEST[check.side])}",
+            f"the first {one} from the {check.side.value}",
+        ]
     return pick(rng, forms)
 
 
