@@ -54,8 +54,8 @@ class Embeddings:
         """Map `path`, raw rows of `geometry.embedding_dtype`; raises BundleError when its size differs."""
         if geometry.embedding_dtype not in STORED_DTYPES:
             raise BundleError(
-                f"{path.parent.name}/manifest.json: embedding_dtype is {geometry.embedding_dtype!r}, needed one of "
-                f"{', '.join(STORED_DTYPES)}. Export the bundle again with this version."
+                f"{path.parent.name}/manifest.json: embedding_dtype is {geometry.embedding_dtype!r}, "
+                f"needed one of {', '.join(STORED_DTYPES)}. Export the bundle again with this version."
             )
         dtype = np.dtype(STORED_DTYPES[geometry.embedding_dtype])
         needed = geometry.vocab * geometry.hidden * dtype.itemsize
@@ -65,7 +65,9 @@ class Embeddings:
                 f"{path.parent.name}/{path.name}: {seen:,} bytes, the manifest's table needs {needed:,}. "
                 "Copy or export the bundle again."
             )
-        self.table: NDArray[Any] = np.memmap(path, dtype=dtype, mode="r", shape=(geometry.vocab, geometry.hidden))
+        self.table: NDArray[Any] = np.memmap(
+            path, dtype=dtype, mode="r", shape=(geometry.vocab, geometry.hidden)
+        )
         self.is_bfloat16 = geometry.embedding_dtype == "bfloat16"
 
     def lookup(self, token_ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
@@ -116,13 +118,17 @@ class KVCache:
             return
         shape = (1, self.geometry.kv_heads, capacity, self.geometry.head_dim)
         # np.zeros maps pages on first touch: a large capacity costs memory only as it fills.
-        grown = [(np.zeros(shape, np.float32), np.zeros(shape, np.float32)) for _ in range(self.geometry.layers)]
+        grown = [
+            (np.zeros(shape, np.float32), np.zeros(shape, np.float32)) for _ in range(self.geometry.layers)
+        ]
         for old_k, old_v, (new_k, new_v) in zip(self.keys, self.values, grown, strict=False):
             new_k[:, :, : self.length] = old_k[:, :, : self.length]
             new_v[:, :, : self.length] = old_v[:, :, : self.length]
         self.keys, self.values = [k for k, _ in grown], [v for _, v in grown]
         # On the CPU an OrtValue shares the array's memory, and keeps it alive.
-        self.bound = [(ort.OrtValue.ortvalue_from_numpy(k), ort.OrtValue.ortvalue_from_numpy(v)) for k, v in grown]
+        self.bound = [
+            (ort.OrtValue.ortvalue_from_numpy(k), ort.OrtValue.ortvalue_from_numpy(v)) for k, v in grown
+        ]
         self.capacity = capacity
 
     def rewind(self, length: int) -> None:
@@ -180,12 +186,13 @@ class Decoder:
             TextError: the tokens do not fit into the graph's `max_length`; the cache is unchanged.
         """
         count = len(embeds)
-        assert count > 0 and positions.shape == (3, count), (embeds.shape, positions.shape)
+        assert count > 0, embeds.shape
+        assert positions.shape == (3, count), (embeds.shape, positions.shape)
         if cache.length + count > self.geometry.max_length:
             raise TextError(
                 f"prompt: {cache.length + count:,} tokens with what went before, the bundle allows "
-                f"{self.geometry.max_length:,}. Ask with a shorter expression or fewer candidate boxes, or export "
-                "the bundle with a larger --max-length."
+                f"{self.geometry.max_length:,}. Ask with a shorter expression or fewer candidate boxes, "
+                "or export the bundle with a larger --max-length."
             )
         cache.reserve(cache.length + count)
         logits = []
@@ -196,11 +203,15 @@ class Decoder:
         return logits[-1] if last_only else np.concatenate(logits)
 
     def _pass(
-        self, embeds: NDArray[np.float32], positions: NDArray[np.int64], rows: NDArray[np.int64], cache: KVCache
+        self,
+        embeds: NDArray[np.float32],
+        positions: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        cache: KVCache,
     ) -> NDArray[np.float32]:
         """One run of the graph: (S, H) in, (len(rows), vocab) out."""
         total = cache.length + len(embeds)
-        logits = np.empty((1, len(rows), self.geometry.vocab), np.float32)
+        logits: NDArray[np.float32] = np.empty((1, len(rows), self.geometry.vocab), np.float32)
         feeds = {
             "embeds": np.ascontiguousarray(embeds[None], dtype=np.float32),
             "positions": np.ascontiguousarray(positions[:, None], dtype=np.int64),
@@ -220,4 +231,5 @@ class Decoder:
         binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(logits))
         self.session.run_with_iobinding(binding)
         cache.length = total
-        return logits[0]
+        found: NDArray[np.float32] = logits[0]
+        return found

@@ -93,6 +93,8 @@ class Generation:
         self.full = self.cache.length >= self.decoder.geometry.max_length
         if self._limit_reached() is not None:
             return
-        self.logits = self.decoder.run(self.decoder.embed([token]), text_positions(self.position, 1), self.cache)
+        self.logits = self.decoder.run(
+            self.decoder.embed([token]), text_positions(self.position, 1), self.cache
+        )
         self.position += 1
         self.passes += 1

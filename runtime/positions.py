@@ -19,7 +19,7 @@ Grid = tuple[int, int, int]
 def mrope_positions(
     token_ids: Sequence[int] | NDArray[np.int64],
     image_pad_id: int,
-    grids: Sequence[Grid] | Sequence[NDArray[np.int64]],
+    grids: Sequence[Grid],
     spatial_merge: int = 2,
 ) -> tuple[NDArray[np.int64], int]:
     """Positions of a whole prompt or of a prefix that holds all its pictures.
@@ -49,7 +49,9 @@ def mrope_positions(
             assert frames == 1, f"still pictures only, got {frames} frames"
             rows, columns = height // spatial_merge, width // spatial_merge
             stop = index + rows * columns
-            assert stop <= len(ids) and bool((ids[index:stop] == image_pad_id).all()), "picture tokens cut short"
+            tokens = ids[index:stop]
+            assert len(tokens) == rows * columns, "picture tokens cut short"
+            assert bool((tokens == image_pad_id).all()), "text among picture tokens"
             cell = np.indices((1, rows, columns), dtype=np.int64).reshape(3, -1)
             parts.append(cell + position)
             position += max(rows, columns)

@@ -112,8 +112,8 @@ class VisionTower:
         assert frames == 1, f"still pictures only, got {frames} frames"
         if max(height, width) > self.geometry.max_side:
             raise ImageError(
-                f"picture: {width} x {height} patches after resizing, the bundle allows {self.geometry.max_side} a "
-                "side. Give a less elongated picture."
+                f"picture: {width} x {height} patches after resizing, "
+                f"the bundle allows {self.geometry.max_side} a side. Give a less elongated picture."
             )
         windows = attention_windows(height, width, self.geometry)
         feeds = {

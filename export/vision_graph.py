@@ -1,0 +1,135 @@
+"""Writes the vision tower as an ONNX graph, layer by layer.
+
+Layout    patches (N, volume) in the processor's order, positions (3, 1, N), window_rows (windows, slots),
+          window_lengths (windows,), row_slots (N,); features (N / merge², decoder width). Patches keep their
+          order throughout: window layers gather their windows and scatter them back, everything else works
+          on rows or on all rows alike.
+Contract  Equal to transformers' Qwen2_5_VisionTransformerPretrainedModel for any grid of a still picture.
+          Weights are kept as stored: the tower is a small part of the bytes and the most sensitive one.
+Elsewhere the integers fed: runtime/vision.py; operations: kernels/.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rexthinker_edge.export.checkpoint import Checkpoint
+from rexthinker_edge.export.config import VisionConfig
+from rexthinker_edge.export.graph import GraphWriter
+from rexthinker_edge.kernels.gelu import lower_gelu
+from rexthinker_edge.kernels.linear import lower_linear
+from rexthinker_edge.kernels.mrope import lower_mrope, rotary_table
+from rexthinker_edge.kernels.patch_embed import lower_patch_embed
+from rexthinker_edge.kernels.rms_norm import lower_rms_norm
+from rexthinker_edge.kernels.swiglu import lower_swiglu
+from rexthinker_edge.kernels.window_attention import lower_full_attention, lower_window_attention
+from rexthinker_edge.runtime.qwen_pixels import MAX_ASPECT
+from rexthinker_edge.runtime.vision import VisionGeometry
+
+EPSILON = 1e-6  # transformers writes it into the tower's norms, whatever the text model uses
+
+
+def longest_side(config: VisionConfig, max_pixels: int) -> int:
+    """Patches along the longest side that preprocessing can give: the most elongated picture allowed."""
+    step = config.patch * config.merge
+    side_px = math.sqrt(max_pixels * MAX_ASPECT) + 2 * step
+    return math.ceil(side_px / step) * config.merge
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What every layer needs."""
+
+    graph: GraphWriter
+    checkpoint: Checkpoint
+    config: VisionConfig
+
+    def vector(self, name: str, length: int) -> str:
+        return self.graph.weight(self.checkpoint.tensor(name, (length,)))
+
+    def linear(self, x: str, name: str, shape: tuple[int, int]) -> str:
+        weight = self.graph.weight(self.checkpoint.tensor(f"{name}.weight", shape))
+        return lower_linear(self.graph, x, weight, self.vector(f"{name}.bias", shape[0]))
+
+
+def write_vision(
+    checkpoint: Checkpoint, config: VisionConfig, out_dir: Path, max_pixels: int
+) -> VisionGeometry:
+    """Write `vision.onnx` and its data into `out_dir`.
+
+    Args:
+        max_pixels: the prompt's limit; it bounds the grid and so the rotary table.
+
+    Returns:
+        What the runtime must know of it.
+    """
+    max_side = longest_side(config, max_pixels)
+    volume = config.patch_volume
+    with GraphWriter(out_dir / "vision.onnx") as graph:
+        source = _Source(graph, checkpoint, config)
+        patches = graph.input("patches", "float32", ["patches", volume])
+        positions = graph.input("positions", "int64", [3, 1, "patches"])
+        windows = (
+            graph.input("window_rows", "int64", ["windows", "slots"]),
+            graph.input("window_lengths", "int32", ["windows"]),
+            graph.input("row_slots", "int64", ["patches"]),
+        )
+        quarter = config.head_dim // 4
+        cos, sin = rotary_table(config.rope_theta, 2 * quarter, max_side, copies=2)
+        tables = (graph.array("rotary.cos", cos), graph.array("rotary.sin", sin))
+        kernel = (config.hidden, 3, config.temporal_patch, config.patch, config.patch)
+        proj = checkpoint.tensor("visual.patch_embed.proj.weight", kernel)
+        x = lower_patch_embed(graph, patches, graph.weight(proj, shape=(config.hidden, volume)))
+        x = graph.node("Unsqueeze", [x, graph.constant(np.array([0], np.int64))])
+        for layer in range(config.depth):
+            with graph.scope(f"block{layer}"):
+                x = _block(source, layer, x, positions, tables, windows)
+        shape: list[int | str] = ["features", config.out_hidden]
+        graph.output("features", "float32", shape, _merger(source, x))
+        graph.save()
+    return VisionGeometry(
+        config.patch, config.temporal_patch, config.merge, config.window, config.out_hidden, max_side
+    )
+
+
+def _block(
+    source: _Source,
+    layer: int,
+    x: str,
+    positions: str,
+    tables: tuple[str, str],
+    windows: tuple[str, str, str],
+) -> str:
+    """One transformer block on (1, N, hidden)."""
+    graph, config, name = source.graph, source.config, f"visual.blocks.{layer}"
+    normed = lower_rms_norm(graph, x, source.vector(f"{name}.norm1.weight", config.hidden), EPSILON)
+    packed = source.linear(normed, f"{name}.attn.qkv", (3 * config.hidden, config.hidden))
+    q, k, v = graph.nodes("Split", [packed], ["*", "*", "*"], axis=2, num_outputs=3)
+    quarter = config.head_dim // 4
+    q, k = (
+        lower_mrope(graph, part, positions, *tables, (0, quarter, quarter), config.heads) for part in (q, k)
+    )
+    if layer in config.full_attention:
+        attended = lower_full_attention(graph, q, k, v, config.heads)
+    else:
+        attended = lower_window_attention(graph, q, k, v, windows, config.heads, config.hidden)
+    x = graph.node("Add", [x, source.linear(attended, f"{name}.attn.proj", (config.hidden, config.hidden))])
+    normed = lower_rms_norm(graph, x, source.vector(f"{name}.norm2.weight", config.hidden), EPSILON)
+    wide = (config.intermediate, config.hidden)
+    gate = source.linear(normed, f"{name}.mlp.gate_proj", wide)
+    up = source.linear(normed, f"{name}.mlp.up_proj", wide)
+    return graph.node(
+        "Add", [x, source.linear(lower_swiglu(graph, gate, up), f"{name}.mlp.down_proj", wide[::-1])]
+    )
+
+
+def _merger(source: _Source, x: str) -> str:
+    """(1, N, hidden) to (N / merge², out_hidden): the patches of a merge block side by side, two layers."""
+    graph, config = source.graph, source.config
+    width = config.hidden * config.merge**2
+    normed = lower_rms_norm(graph, x, source.vector("visual.merger.ln_q.weight", config.hidden), EPSILON)
+    merged = graph.node("Reshape", [normed, graph.constant(np.array([-1, width], np.int64))])
+    inner = lower_gelu(graph, source.linear(merged, "visual.merger.mlp.0", (width, width)))
+    return source.linear(inner, "visual.merger.mlp.2", (config.out_hidden, width))
