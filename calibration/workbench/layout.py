@@ -222,7 +222,7 @@ def _scene(
     level, seed, index = item
     rng = generator(level, seed, index, 2)
     boxes: dict[int, tuple[float, float, float, float]] = {}
-    depth: dict[int, float] = {}
+    depth: dict[int, tuple[int, int, int, int]] = {}  # bottom, then by group, back before front
     for group, (x, y) in zip(groups, corners, strict=True):
         for position, (thing, dx, dy) in enumerate(group.members):
             draft = drafts[thing]
@@ -232,8 +232,8 @@ def _scene(
                 float(x + dx + draft.width),
                 float(y + dy + draft.height),
             )
-            depth[thing] = y + group.height + position * 1e-3
-    order = sorted(boxes, key=lambda thing: (depth[thing], boxes[thing]))
+            depth[thing] = (y + group.height, x, y, position)
+    order = sorted(boxes, key=lambda thing: depth[thing])
     covered = {group.covered for group in groups}
     things = [_thing(drafts[i], boxes[i]) for i in order]
     things = _letters(rng, level, size, things, [i not in covered for i in order])
