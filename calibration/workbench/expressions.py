@@ -77,7 +77,7 @@ def ask(scene: Scene, category: str, rng: np.random.Generator, domain: str | Non
         miss = wanted == "rejection"
         imitated = _pick_other(allowed, rng) if miss else wanted
         chain = PROPOSALS[imitated](Draw(scene, category, things, rng, miss))
-        lenient = len(things) == 1 or rng.random() < 0.15
+        lenient = len(things) == 1 or rng.random() < (0.4 if miss else 0.15)
         findings = None if chain is None else _follow(chain, scene, things, miss=miss, lenient=lenient)
         if chain is None or findings is None:
             continue

@@ -7,7 +7,7 @@ Elsewhere checks and their truth: predicates.py; keeping and saying them: expres
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,6 +26,8 @@ from rexthinker_edge.calibration.workbench.predicates import (
     relations_of,
 )
 from rexthinker_edge.calibration.workbench.world import COLORS, LETTERS, PATTERNS, Level, RelationKind, Scene
+
+HOLLOW = ("mug", "ring")  # what other things can be inside
 
 Chain = tuple[Check, ...] | None
 
@@ -53,6 +55,10 @@ class Draw:
 
     def side(self) -> Side:
         return tuple(Side)[self.below(4)]
+
+    def sure(self) -> "Draw":
+        """The same without the miss: for steps that come before the one that misses."""
+        return replace(self, miss=False)
 
 
 def _look(d: Draw, things: tuple[int, ...] | None = None) -> Look | None:
@@ -109,7 +115,7 @@ def _rank(d: Draw, among: int) -> Rank:
     """A rank that `among` things have; on a miss, one or two past the last."""
     side = d.side()
     if d.miss:
-        return Rank(side, among + 1 + d.below(2)) if among else Rank(side, 1)
+        return Rank(side, among + 1 + d.below(2)) if among else Rank(side, 1 + d.below(3))
     if d.chance(0.35) or among < 2:
         return Rank(side, 1)
     if among > 2 and d.chance(0.2):
@@ -138,7 +144,7 @@ def _propose_position(d: Draw) -> Chain:
         return (beside,) if beside else None
     if kind < 0.5 and not (d.miss and d.chance(0.3)):
         return (_rank(d, len(d.things)),)
-    look = _look(Draw(d.scene, d.category, d.things, d.rng))
+    look = _look(d if d.chance(0.4) else d.sure())
     if look is None:
         return None
     passed = apply(look, d.scene, d.things)
@@ -150,15 +156,12 @@ def _propose_position(d: Draw) -> Chain:
 
 
 def _related(d: Draw) -> Related | None:
-    """A relation that one of the things has; on a miss, any relation to a thing in the picture."""
+    """A relation that one of the things has; on a miss, one that others have or could have."""
+    if d.miss:
+        return _missing_relation(d)
     found = [(kind, other, inverse) for i in d.things for kind, other, inverse in relations_of(d.scene, i)]
-    if d.miss or not found:
-        if not d.miss:
-            return None
-        reference = _reference(d)
-        kind = tuple(RelationKind)[d.below(3)]
-        inverse = kind is not RelationKind.TOUCHING and d.chance(0.3)
-        return Related(kind, reference, inverse) if reference else None
+    if not found:
+        return None
     kind, other, inverse = found[d.below(len(found))]
     for _ in range(8):
         reference = _reference(d)
@@ -167,27 +170,54 @@ def _related(d: Draw) -> Related | None:
     return None
 
 
+def _missing_relation(d: Draw) -> Related | None:
+    """The relation of another category's thing to the reference, else one that the reference allows."""
+    reference = _reference(d)
+    if reference is None:
+        return None
+    held = [
+        (kind, not inverse if kind is not RelationKind.TOUCHING else False)
+        for kind, _, inverse in relations_of(d.scene, reference.index)
+    ]
+    if held and d.chance(0.8):
+        kind, inverse = held[d.below(len(held))]
+        return Related(kind, reference, inverse)
+    kinds = [(RelationKind.TOUCHING, False)]
+    if reference.category in HOLLOW:
+        kinds += [(RelationKind.INSIDE, False)] * 2
+    if reference.category == "box":
+        kinds += [(RelationKind.ON_TOP_OF, False)] * 2
+    if d.category in HOLLOW:
+        kinds.append((RelationKind.INSIDE, True))
+    if d.category == "box":
+        kinds.append((RelationKind.ON_TOP_OF, True))
+    kind, inverse = kinds[d.below(len(kinds))]
+    return Related(kind, reference, inverse)
+
+
 def _propose_interaction(d: Draw) -> Chain:
     related = _related(d)
     if related is None:
         return None
     if d.chance(0.2):
-        look = _look(Draw(d.scene, d.category, d.things, d.rng))
+        look = _look(d.sure())
         return (look, related) if look else None
     return (related,)
 
 
 def _propose_identity(d: Draw) -> Chain:
-    letters = [d.scene.things[i].letter for i in d.things]
-    present = [letter for letter in letters if letter]
-    if d.miss:
-        return (Letter(LETTERS[d.below(len(LETTERS))]),) if present or d.chance(0.2) else None
-    return (Letter(present[d.below(len(present))]),) if present else None
+    present = [letter for i in d.things if (letter := d.scene.things[i].letter)]
+    if not d.miss:
+        return (Letter(present[d.below(len(present))]),) if present else None
+    elsewhere = [t.letter for t in d.scene.things if t.letter and t.category != d.category]
+    if elsewhere and d.chance(0.4):
+        return (Letter(elsewhere[d.below(len(elsewhere))]),)
+    return (Letter(LETTERS[d.below(len(LETTERS))]),) if present or d.chance(0.2) else None
 
 
 def _narrow(d: Draw) -> tuple[Check, tuple[int, ...]] | None:
     """A first step for reasoning: a look, its opposite, or a place; and what passes it."""
-    sure = Draw(d.scene, d.category, d.things, d.rng)
+    sure = d if d.chance(0.4) else d.sure()
     kind = d.rng.random()
     check: Check | None
     if kind < 0.4:
@@ -203,12 +233,14 @@ def _narrow(d: Draw) -> tuple[Check, tuple[int, ...]] | None:
     return (check, found.passed) if check and found else None
 
 
-def _choose(d: Draw, among: int) -> Check:
-    if d.miss:
+def _choose(d: Draw, first: Check, among: int) -> Check:
+    """A choice among what passed; never by size among things of one size."""
+    sized = isinstance(first, Look) and first.size is not None
+    if d.miss and among:
         return _rank(d, among)
-    if d.chance(0.45):
+    if d.chance(0.45) and not sized:
         return Largest(smallest=d.chance(0.5))
-    return _rank(d, among)
+    return _rank(d.sure(), max(among, 2))
 
 
 def _propose_reasoning(d: Draw) -> Chain:  # noqa: PLR0911  one return per kind of question
@@ -228,10 +260,10 @@ def _propose_reasoning(d: Draw) -> Chain:  # noqa: PLR0911  one return per kind 
     if first is None:
         return None
     if kind < 0.6 and not isinstance(first[0], Beside):
-        beside = _beside(Draw(d.scene, d.category, d.things, d.rng))
+        beside = _beside(d.sure())
         found = apply(beside, d.scene, first[1]) if beside else None
-        return (first[0], beside, _choose(d, len(found.passed))) if beside and found else None
-    return (first[0], _choose(d, len(first[1])))
+        return (first[0], beside, _choose(d, first[0], len(found.passed))) if beside and found else None
+    return (first[0], _choose(d, first[0], len(first[1])))
 
 
 PROPOSALS: dict[str, Callable[[Draw], Chain]] = {

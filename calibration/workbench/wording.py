@@ -54,8 +54,8 @@ _RELATED = {
     RelationKind.ON_TOP_OF: ("on top of", "on"),
 }
 _HOLDS = {
-    RelationKind.INSIDE: ("with {} inside", "containing {}", "that has {} in it"),
-    RelationKind.ON_TOP_OF: ("with {} on top", "that has {} on top of it", "under {} that stands on it"),
+    RelationKind.INSIDE: ("with {} inside", "containing {}", "that {have} {} in it"),
+    RelationKind.ON_TOP_OF: ("with {} on top", "that {have} {} on top of it", "under {} that stands on it"),
 }
 
 
@@ -127,7 +127,7 @@ def _add_restriction(phrase: Phrase, check: Check, many: bool, rng: np.random.Ge
     elif isinstance(check, Related):
         name = reference_phrase(check.reference)
         if check.inverse:
-            phrase.after.append(pick(rng, _HOLDS[check.kind]).format(name))
+            phrase.after.append(pick(rng, _HOLDS[check.kind]).format(name, have="have" if many else "has"))
         else:
             phrase.after.append(f"{linking}{pick(rng, _RELATED[check.kind])} {name}")
     elif isinstance(check, RareColor):
