@@ -1,1 +1,102 @@
-"""Grounded vision-language answers on the edge."""
+"""Grounded vision-language answers on the edge.
+
+Contract  The public names are those in `__all__`; anything else may change. They load on first use, so that
+          importing the package, or asking the command line for help, starts nothing.
+Elsewhere what they are: runtime/. The command line: cli.py.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rexthinker_edge.runtime.answer import Status
+    from rexthinker_edge.runtime.bundle import Bundle, Manifest, open_bundle
+    from rexthinker_edge.runtime.draw import draw_result
+    from rexthinker_edge.runtime.errors import (
+        BoxError,
+        BundleError,
+        CheckpointError,
+        ConfigError,
+        DataError,
+        DeviceError,
+        ImageError,
+        MissingExtraError,
+        OptionError,
+        RexThinkerError,
+        SceneBusyError,
+        TextError,
+    )
+    from rexthinker_edge.runtime.result import (
+        BundleInfo,
+        Candidate,
+        CandidatesEvent,
+        ImageInfo,
+        Milliseconds,
+        Result,
+        ResultEvent,
+        Step,
+        TextEvent,
+        Tokens,
+    )
+    from rexthinker_edge.runtime.scene import Scene
+    from rexthinker_edge.runtime.thinker import Thinker, load
+    from rexthinker_edge.runtime.trace import Verdict
+
+__all__ = [
+    "BoxError",
+    "Bundle",
+    "BundleError",
+    "BundleInfo",
+    "Candidate",
+    "CandidatesEvent",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "DeviceError",
+    "ImageError",
+    "ImageInfo",
+    "Manifest",
+    "Milliseconds",
+    "MissingExtraError",
+    "OptionError",
+    "Result",
+    "ResultEvent",
+    "RexThinkerError",
+    "Scene",
+    "SceneBusyError",
+    "Status",
+    "Step",
+    "TextError",
+    "TextEvent",
+    "Thinker",
+    "Tokens",
+    "Verdict",
+    "draw_result",
+    "load",
+    "open_bundle",
+]
+
+_HOMES = {
+    "answer": ("Status",),
+    "bundle": ("Bundle", "Manifest", "open_bundle"),
+    "draw": ("draw_result",),
+    "errors": tuple(name for name in __all__ if name.endswith("Error")),
+    "result": (
+        "BundleInfo", "Candidate", "CandidatesEvent", "ImageInfo", "Milliseconds", "Result", "ResultEvent",
+        "Step", "TextEvent", "Tokens",
+    ),
+    "scene": ("Scene",),
+    "thinker": ("Thinker", "load"),
+    "trace": ("Verdict",),
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"rexthinker_edge.runtime.{module}"), name)
+    raise AttributeError(f"module rexthinker_edge has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -47,3 +47,7 @@ class OptionError(RexThinkerError):
 
 class MissingExtraError(RexThinkerError):
     """A command needs packages that the base install leaves out."""
+
+
+class SceneBusyError(RexThinkerError):
+    """A scene is asked while it is still answering: it holds one KV cache."""

@@ -12,6 +12,7 @@ import hashlib
 import io
 import os
 import struct
+import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,6 @@ from PIL import Image, UnidentifiedImageError
 
 from rexthinker_edge.runtime.boxes import Size
 from rexthinker_edge.runtime.errors import ImageError
-
-Source = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 
 MAX_PIXELS = 80_000_000
 # Formats that are pictures and nothing else: EPS would start Ghostscript.
@@ -48,6 +47,7 @@ class Picture:
     pixels_HWC: NDArray[np.uint8]  # noqa: N815 - axis order in a suffix
     path: str | None  # as the caller wrote it; None when it came from memory
     sha256: str  # of shape and pixels, so equal pictures have equal digests whatever file they came in
+    read_ms: float  # what reading and decoding took
 
     @property
     def width(self) -> int:
@@ -63,33 +63,42 @@ class Picture:
         return self.width, self.height
 
 
+Source = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8] | Picture
+
+
 def read_picture(source: Source) -> Picture:
     """Read a picture from a path, file bytes, a PIL image or a (H, W, 3) uint8 RGB array.
+
+    A `Picture` is returned as it is.
 
     Raises:
         ImageError: it is missing, empty, a directory, damaged, no picture, over `MAX_PIXELS`, or an array of
             another shape or dtype.
     """
+    if isinstance(source, Picture):
+        return source
+    begun = time.monotonic()
+    path = str(source) if isinstance(source, (str, os.PathLike)) else None
+    pixels_HWC = np.ascontiguousarray(_pixels(source))
+    digest = hashlib.sha256(repr(pixels_HWC.shape).encode() + pixels_HWC.tobytes()).hexdigest()
+    pixels_HWC.flags.writeable = False
+    return Picture(pixels_HWC, path, digest, (time.monotonic() - begun) * 1000)
+
+
+def _pixels(source: object) -> NDArray[np.uint8]:
     if isinstance(source, np.ndarray):
-        return _picture(_checked_array(source), None)
+        return _checked_array(source)
     if isinstance(source, Image.Image):
         _check_size("image", source.size)
-        return _picture(_upright_rgb(source, "image"), None)
+        return _upright_rgb(source, "image")
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _picture(_decode(bytes(source), "image bytes"), None)
+        return _decode(bytes(source), "image bytes")
     if isinstance(source, (str, os.PathLike)):
-        return _picture(_decode(_file_bytes(Path(source)), str(source)), str(source))
+        return _decode(_file_bytes(Path(source)), str(source))
     raise ImageError(
         f"image: a {type(source).__name__}, "
         "but a path, bytes, a PIL image or a (H, W, 3) uint8 array is needed. Convert it first."
     )
-
-
-def _picture(pixels_HWC: NDArray[np.uint8], path: str | None) -> Picture:
-    pixels_HWC = np.ascontiguousarray(pixels_HWC)
-    digest = hashlib.sha256(repr(pixels_HWC.shape).encode() + pixels_HWC.tobytes()).hexdigest()
-    pixels_HWC.flags.writeable = False
-    return Picture(pixels_HWC, path, digest)
 
 
 def _checked_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:

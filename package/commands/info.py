@@ -1,0 +1,44 @@
+"""`rexthinker-edge info`: what a bundle is, from its manifest.
+
+Elsewhere whether it is intact: verify.py; the manifest: runtime/bundle.py.
+"""
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path), required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest and its digest as one JSON object.")
+def info(bundle: Path | None, as_json: bool) -> int:
+    """Say what BUNDLE is; without it, the small one that is built in."""
+    from rexthinker_edge.runtime.bundle import open_bundle  # noqa: PLC0415
+    from rexthinker_edge.runtime.strict_json import to_json  # noqa: PLC0415
+    from rexthinker_edge.runtime.thinker import small_bundle  # noqa: PLC0415
+
+    opened = open_bundle(small_bundle() if bundle is None else bundle)
+    manifest, shape = opened.manifest, opened.manifest.decoder
+    if as_json:
+        value = {"path": str(opened.path), "digest": opened.digest, "manifest": to_json(manifest)}
+        click.echo(json.dumps(value, ensure_ascii=False))
+        return 0
+    size = sum(entry.bytes for entry in manifest.files.values())
+    rows = {
+        "name": manifest.name,
+        "path": str(opened.path),
+        "digest": opened.digest,
+        "model": f"{manifest.model.name} ({manifest.model.source}, {manifest.model.revision})",
+        "licence": manifest.model.licence,
+        "notice": manifest.model.notice,
+        "precision": ", ".join(f"{part} {recipe}" for part, recipe in manifest.quantisation.items()),
+        "decoder": f"{shape.layers} layers of {shape.hidden}, {shape.max_length:,} tokens",
+        "pictures": f"{manifest.prompt.min_pixels:,} to {manifest.prompt.max_pixels:,} pixels",
+        "targets": ", ".join(manifest.targets),
+        "self-tests": str(len(manifest.golden)),
+        "files": f"{len(manifest.files)}, {size / 1e6:,.1f} MB",
+    }
+    for name, text in rows.items():
+        click.echo(f"{name:<11} {text}")
+    return 0

@@ -1,0 +1,160 @@
+"""`rexthinker-edge refer`: the main job, a picture and expressions in, boxes and reasons out.
+
+Contract  Exit code 0 found, 3 absent, 4 no candidates, 5 malformed, truncated, timeout or ungrounded; of
+          several expressions the highest. With --json stdout holds one object per expression, a line each.
+Elsewhere the work: runtime/thinker.py, runtime/scene.py; how it is shown: show.py.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rexthinker_edge.progress import phase
+from rexthinker_edge.runtime.errors import BoxError
+
+if TYPE_CHECKING:
+    from rexthinker_edge.commands.show import Painter
+    from rexthinker_edge.runtime.result import Result
+    from rexthinker_edge.runtime.scene import Scene
+
+MAX_BOXES_FILE_BYTES = 1_000_000
+EXIT_CODES = {
+    "found": 0,
+    "absent": 3,
+    "no_candidates": 4,
+    "malformed": 5,
+    "truncated": 5,
+    "timeout": 5,
+    "ungrounded": 5,
+}
+
+
+@click.command()
+@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("category")
+@click.argument("expressions", metavar="EXPRESSION...", nargs=-1, required=True)
+@click.option(
+    "--bundle", type=click.Path(path_type=Path), help="Bundle directory; the small one that is built in."
+)
+@click.option(
+    "--boxes", type=click.Path(path_type=Path), help="JSON file of candidates, [[x0, y0, x1, y1], ...]."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per expression.")
+@click.option("--out", type=click.Path(path_type=Path), help="Draw candidates and answer into this picture.")
+@click.option("--stream", is_flag=True, help="Print the thought as it comes.")
+@click.option(
+    "--deadline", type=click.FloatRange(min=0, min_open=True), metavar="MS", help="Give up after this."
+)
+@click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer.")
+@click.option("--device", default="cpu", show_default=True, help="Where to run.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Cores to use; all of them.")
+def refer(
+    image: Path,
+    category: str,
+    expressions: tuple[str, ...],
+    bundle: Path | None,
+    boxes: Path | None,
+    as_json: bool,
+    out: Path | None,
+    stream: bool,
+    deadline: float | None,
+    max_new_tokens: int | None,
+    device: str,
+    threads: int | None,
+) -> int:
+    """Find what each EXPRESSION means among the things of CATEGORY in IMAGE.
+
+    Exit code: 0 found, 3 absent, 4 no candidates, 5 no usable answer, 1 error, 2 usage.
+    """
+    if as_json and stream:
+        raise click.UsageError("--json and --stream exclude each other: a stream is for reading.")
+    if out is not None and len(expressions) > 1:
+        raise click.UsageError("--out draws one expression: ask for one at a time.")
+    from rexthinker_edge.runtime.draw import check_target, draw_result, save_whole  # noqa: PLC0415
+    from rexthinker_edge.runtime.image import read_picture  # noqa: PLC0415
+    from rexthinker_edge.runtime.tokens import check_text  # noqa: PLC0415
+
+    if out is not None:
+        check_target(out)
+    category, asked = check_text("category", category), [check_text("expression", e) for e in expressions]
+    given = None if boxes is None else read_boxes(boxes)
+    picture = read_picture(image)
+    with phase("loading the bundle"):
+        from rexthinker_edge.runtime.thinker import load  # noqa: PLC0415
+
+        thinker = load(bundle, device=device, threads=threads)
+    with phase(f"looking for every {category}"):
+        scene = thinker.look(picture, category, boxes=given)
+    results = [_ask(scene, expression, max_new_tokens, deadline, as_json, stream) for expression in asked]
+    if out is not None:
+        save_whole(draw_result(picture, results[0]), out)
+    return max(EXIT_CODES[result.status] for result in results)
+
+
+def read_boxes(path: Path) -> list[Any]:
+    """Candidates of a JSON file: a list of [x0, y0, x1, y1], or {"boxes": that list}.
+
+    Raises:
+        BoxError: the file is missing, too large or holds neither.
+    """
+    try:
+        if path.stat().st_size > MAX_BOXES_FILE_BYTES:
+            raise BoxError(
+                f"{path}: {path.stat().st_size:,} bytes, at most {MAX_BOXES_FILE_BYTES:,} are read. "
+                "Keep fewer boxes."
+            )
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BoxError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
+    except (ValueError, RecursionError) as error:
+        raise BoxError(f"{path}: not JSON ({error}). Write [[x0, y0, x1, y1], ...].") from error
+    rows = value.get("boxes") if isinstance(value, dict) and set(value) == {"boxes"} else value
+    if not isinstance(rows, list):
+        raise BoxError(
+            f'{path}: neither a list of boxes nor {{"boxes": [...]}}. Write [[x0, y0, x1, y1], ...].'
+        )
+    return rows
+
+
+def _ask(
+    scene: "Scene",
+    expression: str,
+    max_new_tokens: int | None,
+    deadline: float | None,
+    as_json: bool,
+    stream: bool,
+) -> "Result":
+    if as_json:
+        with phase(f"thinking about {expression}"):
+            result = scene.refer(expression, max_new_tokens, deadline)
+        click.echo(json.dumps(result.to_json(), ensure_ascii=False))
+        return result
+    from rexthinker_edge.commands.show import Painter, show_result  # noqa: PLC0415
+
+    painter = Painter(sys.stdout)
+    if stream:
+        result = _streamed(scene, expression, max_new_tokens, deadline, painter)
+    else:
+        with phase(f"thinking about {expression}"):
+            result = scene.refer(expression, max_new_tokens, deadline)
+    show_result(painter, result, steps=not stream)
+    return result
+
+
+def _streamed(
+    scene: "Scene", expression: str, max_new_tokens: int | None, deadline: float | None, painter: "Painter"
+) -> "Result":
+    from rexthinker_edge.runtime.result import ResultEvent, TextEvent  # noqa: PLC0415
+
+    result = None
+    for event in scene.stream(expression, max_new_tokens, deadline):
+        if isinstance(event, TextEvent):
+            painter.write(event.text)
+        elif isinstance(event, ResultEvent):
+            result = event.result
+    painter.end()
+    assert result is not None
+    return result

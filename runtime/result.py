@@ -1,0 +1,143 @@
+"""What one question gives back, in Python and as JSON.
+
+Layout    JSON schema `rexthinker-edge/result/1`, see `Result.to_json`. Boxes are (x0, y0, x1, y1) in pixels
+          of the upright original; candidates count from 0, so that `candidates[i].index == i`.
+Contract  `boxes` is empty unless `status` is FOUND, and then holds candidates' own boxes, unrounded.
+Elsewhere how they come about: scene.py; statuses: answer.py; verdicts: trace.py.
+Source    docs/sources.md#result
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from rexthinker_edge.runtime.answer import Status
+from rexthinker_edge.runtime.strict_json import to_json
+from rexthinker_edge.runtime.trace import Verdict
+
+SCHEMA = "rexthinker-edge/result/1"
+BoxRow = list[float]
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """Which picture: `path` as the caller wrote it (None from memory), upright size, pixel digest."""
+
+    path: str | None
+    width: int
+    height: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One thing the detector, or the caller, proposed."""
+
+    index: int
+    box: BoxRow
+    score: float | None  # None for a caller's own box
+    verdict: Verdict = Verdict.UNKNOWN
+
+
+@dataclass(frozen=True)
+class Step:
+    """One section of the thought: what was checked, and on which candidates (by index)."""
+
+    title: str
+    text: str
+    candidates: tuple[int, ...]
+    verdicts: tuple[Verdict, ...]  # one per candidate of this step; not in the JSON
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """How much the language model read and wrote.
+
+    `prompt` counts prefix and suffix. `reused` counts those of them whose KV was not recomputed for this
+    result: the prefix for every expression but the scene's first, for which `look` had just computed it.
+    `passes` counts decoder passes that chose tokens: generated / passes is what drafting won.
+    """
+
+    prompt: int = 0
+    reused: int = 0
+    generated: int = 0
+    passes: int = 0
+
+
+@dataclass(frozen=True)
+class Milliseconds:
+    """Where the time went. What a scene's expressions share is in its first result only, 0 in later ones."""
+
+    image: float = 0.0
+    detect: float = 0.0
+    vision: float = 0.0
+    prefill: float = 0.0
+    generate: float = 0.0
+    total: float = 0.0
+
+
+@dataclass(frozen=True)
+class BundleInfo:
+    """Which bundle answered."""
+
+    name: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """The answer to one expression, and what made it."""
+
+    image: ImageInfo
+    category: str
+    expression: str
+    status: Status
+    boxes: list[BoxRow]
+    candidates: tuple[Candidate, ...]
+    thought: str
+    steps: tuple[Step, ...]
+    tokens: Tokens
+    ms: Milliseconds
+    bundle: BundleInfo
+    indices: tuple[int, ...] = ()  # candidates that `boxes` are; not in the JSON
+    text: str = ""  # the whole output, for a malformed one; not in the JSON
+    token_ids: tuple[int, ...] = ()  # as generated, end token included; not in the JSON
+
+    def to_json(self) -> dict[str, Any]:
+        """One JSON object of schema `rexthinker-edge/result/1`."""
+        value: dict[str, Any] = {"schema": SCHEMA} | to_json(self)
+        for name in ("indices", "text", "token_ids"):
+            del value[name]
+        for step in value["steps"]:
+            del step["verdicts"]
+        return value
+
+
+@dataclass(frozen=True)
+class CandidatesEvent:
+    """First event of a stream: what will be looked at."""
+
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True)
+class TextEvent:
+    """A piece of the model's output, whole characters."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ResultEvent:
+    """Last event of a stream."""
+
+    result: Result
+
+
+Event = CandidatesEvent | TextEvent | ResultEvent
+
+
+def with_verdicts(candidates: tuple[Candidate, ...], verdicts: tuple[Verdict, ...]) -> tuple[Candidate, ...]:
+    """The same candidates, judged."""
+    pairs = zip(candidates, verdicts, strict=True)
+    return tuple(dataclasses.replace(candidate, verdict=verdict) for candidate, verdict in pairs)
