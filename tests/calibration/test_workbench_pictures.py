@@ -6,7 +6,7 @@ Oracles are silhouettes rasterised on the whole picture, and colours measured in
 import hashlib
 import json
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from itertools import combinations
 
@@ -25,6 +25,7 @@ from rexthinker_edge.calibration.workbench.world import (
     LETTERS,
     PATTERNS,
     Level,
+    Relation,
     RelationKind,
     Scene,
     Thing,
@@ -265,6 +266,7 @@ def check_relation(scene: Scene, kind: RelationKind, subject: Thing, other: Thin
         assert other.category == "mug"
         assert bx0 <= ax0 < ax1 <= bx0 + MUG_BODY * (bx1 - bx0) + 1
         assert ay0 < by0 < ay1 < (by0 + by1) / 2
+        assert subject.letter is None  # its lower half is out of sight
     else:
         assert other.category == "box"
         assert by0 <= ay1 <= by0 + BOX_DEPTH_Y * (by1 - by0)
@@ -275,6 +277,19 @@ def hole_of(scene: Scene, ring: Thing) -> Mask:
     polygon, inside = outline("ring")[1]
     assert not inside
     return mask_of(scene, ring, ((polygon, True),))
+
+
+def test_a_later_thing_covers_an_earlier_one_and_a_mug_hides_what_stands_in_it() -> None:
+    mug = Thing("mug", "blue", "plain", "large", None, (40.0, 60.0, 150.0, 160.0))
+    ball = Thing("ball", "red", "plain", "small", None, (60.0, 40.0, 100.0, 80.0))
+    beside = Scene(Level.EASY, 3, 1, 210, 200, (mug, ball), ())
+    within = replace(beside, relations=(Relation(RelationKind.INSIDE, 1, 0),))
+    wall = mask_of(within, mug, ((mug_front(), True),))
+    for scene, seen_over_wall in ((beside, True), (within, False)):
+        pixels = render(scene).astype(int)
+        red = pixels[..., 0] - pixels[..., 1] > 60
+        assert red[45:60, 78:82].all()  # above the mug
+        assert (red & wall).any() == seen_over_wall
 
 
 def test_relations_are_true() -> None:
@@ -307,3 +322,4 @@ def test_things_without_a_relation_are_apart_or_overlap_from_the_side(level: Lev
             assert -gap_x >= 0.15 * min(a.box[2] - a.box[0], b.box[2] - b.box[0])
             assert (mask_of(scene, a) & mask_of(scene, b)).any()
             assert a.color != b.color
+            assert a.letter is None  # the one behind
