@@ -11,7 +11,7 @@ Source    docs/sources.md#safetensors
 
 import json
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -64,8 +64,11 @@ class Tensor:
 class Checkpoint:
     """The tensors of one model directory, by their older names."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, progress: Callable[[str, int, int], None] | None = None) -> None:
         """Index the directory's safetensors.
+
+        Args:
+            progress: called with a tensor's name, bytes asked for so far and bytes in all.
 
         Raises:
             CheckpointError: there are none, one is damaged, or the shards do not match their index.
@@ -73,6 +76,7 @@ class Checkpoint:
         self.directory = directory
         self._tensors: dict[str, Tensor] = {}
         self._used: set[str] = set()
+        self._progress = progress
         for path, expected in _files(directory):
             stored = _read_safetensors(path)
             if expected is not None and expected - stored.keys():
@@ -100,6 +104,9 @@ class Checkpoint:
                 f"the configuration needs {list(shape)}. Is config.json the checkpoint's own?"
             )
         self._used.add(name)
+        if self._progress is not None:
+            done = sum(self._tensors[used].raw.nbytes for used in self._used)
+            self._progress(name, done, sum(tensor.raw.nbytes for tensor in self._tensors.values()))
         return found
 
     def refuse_unused(self, allowed: Iterable[str] = ()) -> None:

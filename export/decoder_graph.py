@@ -61,21 +61,24 @@ class _Source:
 
 
 def write_decoder(
-    checkpoint: Checkpoint, config: TextConfig, out_dir: Path, max_length: int, recipe: IntegerRecipe | None
-) -> DecoderGeometry:
+    checkpoint: Checkpoint, config: TextConfig, out_dir: Path, max_length: int, recipe: IntegerRecipe | None,
+    dry: bool = False,
+) -> DecoderGeometry:  # fmt: skip
     """Write `decoder.onnx`, its data and the embedding table into `out_dir`.
 
     Args:
         max_length: positions that the rotary table holds, at most the checkpoint's own limit.
         recipe: None keeps every weight as the checkpoint stores it.
+        dry: check names and shapes only, without the bytes.
 
     Returns:
         What the runtime must know of it.
     """
     embeddings = checkpoint.tensor("model.embed_tokens.weight", (config.vocab, config.hidden))
-    with (out_dir / EMBEDDINGS_FILE).open("wb") as stream:
-        stream.write(embeddings.raw.data)
-    with GraphWriter(out_dir / "decoder.onnx") as graph:
+    if not dry:
+        with (out_dir / EMBEDDINGS_FILE).open("wb") as stream:
+            stream.write(embeddings.raw.data)
+    with GraphWriter(out_dir / "decoder.onnx", dry) as graph:
         source = _Source(graph, checkpoint, config, recipe)
         hidden = graph.input("embeds", "float32", ["batch", "tokens", config.hidden])
         positions = graph.input("positions", "int64", [3, "batch", "tokens"])

@@ -46,9 +46,13 @@ class StoredWeight:
 class GraphWriter:
     """Builds one graph; use as a context manager and `save` at the end."""
 
-    def __init__(self, path: Path, producer: str = "rexthinker-edge") -> None:
-        """Write to `path` (NAME.onnx) and `path`.data, which are created or overwritten."""
-        self.path, self.producer = path, producer
+    def __init__(self, path: Path, dry: bool = False) -> None:
+        """Write to `path` (NAME.onnx) and `path`.data, which are created or overwritten.
+
+        Args:
+            dry: leave the weights' bytes out; the result is for checking names and shapes only.
+        """
+        self.path, self.dry = path, dry
         self.data_name = path.name + ".data"
         self._data = (path.parent / self.data_name).open("wb")
         self._nodes: list[onnx.NodeProto] = []
@@ -137,6 +141,8 @@ class GraphWriter:
         return self.weight(Tensor.from_array(name, array))
 
     def _append(self, tensor: Tensor) -> StoredWeight:
+        if self.dry:
+            return StoredWeight(self.data_name, 0, tensor.raw.nbytes)
         align = 4096 if tensor.raw.nbytes >= 1 << 20 else 64
         offset = -(-self._data.tell() // align) * align
         self._data.write(bytes(offset - self._data.tell()))
@@ -150,7 +156,7 @@ class GraphWriter:
         )
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
         model = helper.make_model(
-            graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name=self.producer
+            graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="rexthinker-edge"
         )
         self._data.close()
         self.path.write_bytes(model.SerializeToString())

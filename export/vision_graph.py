@@ -55,19 +55,20 @@ class _Source:
 
 
 def write_vision(
-    checkpoint: Checkpoint, config: VisionConfig, out_dir: Path, max_pixels: int
+    checkpoint: Checkpoint, config: VisionConfig, out_dir: Path, max_pixels: int, dry: bool = False
 ) -> VisionGeometry:
     """Write `vision.onnx` and its data into `out_dir`.
 
     Args:
         max_pixels: the prompt's limit; it bounds the grid and so the rotary table.
+        dry: check names and shapes only, without the bytes.
 
     Returns:
         What the runtime must know of it.
     """
     max_side = longest_side(config, max_pixels)
     volume = config.patch_volume
-    with GraphWriter(out_dir / "vision.onnx") as graph:
+    with GraphWriter(out_dir / "vision.onnx", dry) as graph:
         source = _Source(graph, checkpoint, config)
         patches = graph.input("patches", "float32", ["patches", volume])
         positions = graph.input("positions", "int64", [3, 1, "patches"])
