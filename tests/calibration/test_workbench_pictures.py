@@ -63,9 +63,11 @@ def grown(mask: Mask) -> Mask:
     """The mask and its eight-neighbours."""
     padded = np.pad(mask, 1)
     height, width = mask.shape
-    return np.logical_or.reduce(
-        [padded[y : y + height, x : x + width] for y in range(3) for x in range(3)]
-    )  # fmt: skip
+    around = np.zeros_like(mask)
+    for y in range(3):
+        for x in range(3):
+            around |= padded[y : y + height, x : x + width]
+    return around
 
 
 def side(thing: Thing) -> float:
@@ -133,7 +135,7 @@ def test_pictures_and_counts_are_in_range(level: Level, longest: int) -> None:
         assert max(Counter(thing.category for thing in scene.things).values()) <= 8
         for thing in scene.things:
             x0, y0, x1, y1 = thing.box
-            assert thing.box == whole(thing.box)
+            assert all(value == int(value) for value in thing.box)
             assert 0 <= x0 < x1 <= scene.width
             assert 0 <= y0 < y1 <= scene.height
 
@@ -281,14 +283,14 @@ def hole_of(scene: Scene, ring: Thing) -> Mask:
 
 def test_a_later_thing_covers_an_earlier_one_and_a_mug_hides_what_stands_in_it() -> None:
     mug = Thing("mug", "blue", "plain", "large", None, (40.0, 60.0, 150.0, 160.0))
-    ball = Thing("ball", "red", "plain", "small", None, (60.0, 40.0, 100.0, 80.0))
+    ball = Thing("ball", "red", "plain", "small", None, (60.0, 50.0, 100.0, 90.0))
     beside = Scene(Level.EASY, 3, 1, 210, 200, (mug, ball), ())
     within = replace(beside, relations=(Relation(RelationKind.INSIDE, 1, 0),))
     wall = mask_of(within, mug, ((mug_front(), True),))
     for scene, seen_over_wall in ((beside, True), (within, False)):
         pixels = render(scene).astype(int)
         red = pixels[..., 0] - pixels[..., 1] > 60
-        assert red[45:60, 78:82].all()  # above the mug
+        assert red[54:70, 78:82].all()  # above the mug
         assert (red & wall).any() == seen_over_wall
 
 
