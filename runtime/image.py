@@ -26,7 +26,7 @@ from rexthinker_edge.runtime.errors import ImageError
 
 MAX_PIXELS = 80_000_000
 # Formats that are pictures and nothing else: EPS would start Ghostscript.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
 _SPOILT = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error)
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -135,7 +135,9 @@ def _decode(content: bytes, name: str) -> NDArray[np.uint8]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own size warning: our limit is lower and is an error
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
+            Image.init()  # a build of Pillow may lack a format
+            known = [kind for kind in FORMATS if kind in Image.OPEN]
+            image = Image.open(io.BytesIO(content), formats=known)
             _check_size(name, image.size)
             return _upright_rgb(image, name)
     except Image.DecompressionBombError as error:
@@ -145,6 +147,8 @@ def _decode(content: bytes, name: str) -> NDArray[np.uint8]:
             f"{name}: not a picture, or of an unknown format ({len(content):,} bytes). "
             f"Use one of {', '.join(FORMATS)}."
         ) from error
+    except _SPOILT as error:
+        raise _damaged(name, error) from error
 
 
 def _check_size(name: str, size: Size) -> None:
@@ -168,10 +172,14 @@ def _upright_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
         turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
         rgb = _rgb(image, name)
     except _SPOILT as error:
-        raise ImageError(
-            f"{name}: damaged or cut short ({error}). Copy it again, or save it anew in an image editor."
-        ) from error
+        raise _damaged(name, error) from error
     return np.array(rgb if turn is None else rgb.transpose(turn))
+
+
+def _damaged(name: str, error: Exception) -> ImageError:
+    return ImageError(
+        f"{name}: damaged or cut short ({error}). Copy it again, or save it anew in an image editor."
+    )
 
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:

@@ -103,11 +103,11 @@ def _sections(thought: str, category: str, candidates: int) -> list[Section]:
 
 def _section(title: str, lines: list[str], category: str, candidates: int) -> Section:
     checks: dict[int, Verdict] = {}
-    current = None
+    current = -1  # lines before the first candidate's
     for line in lines:
-        named = _named(line, category, candidates)
+        named = _named(line, category)
         current = current if named is None else named
-        if current is not None:
+        if current in range(candidates):
             marks = _MARK.findall(line)
             checks.setdefault(current, Verdict.UNKNOWN)
             if marks:
@@ -117,8 +117,8 @@ def _section(title: str, lines: list[str], category: str, candidates: int) -> Se
     return Section(title, text, tuple(Check(index, verdict) for index, verdict in checks.items()), mentioned)
 
 
-def _named(line: str, category: str, candidates: int) -> int | None:
-    """The candidate a line is about; None for a continuation or a line about something else."""
+def _named(line: str, category: str) -> int | None:
+    """The candidate a line is about, which may not exist; None for a line that begins no candidate."""
     match = _LINE.match(line)
     if match is None:
         return None
@@ -126,8 +126,7 @@ def _named(line: str, category: str, candidates: int) -> int | None:
     is_category = name.casefold() == category.casefold()
     if not is_category and (bullet is None or name.casefold() == "step" or len(name.split()) > 3):
         return None
-    index = int(number) - 1
-    return index if 0 <= index < candidates else None
+    return int(number) - 1
 
 
 def _mentioned(text: str, category: str, candidates: int) -> tuple[int, ...]:
