@@ -1,0 +1,254 @@
+"""Batches for the language model: pictures and hints once, then all their turns over them.
+
+Layout    A sample is a prefix (the system turn left out: it is the same for all and computed once a batch) and
+          its turns, question and answer. Turns see the prefix and themselves, never a sibling; their positions
+          start where the prefix ended, as in the runtime. Targets are the assistant's tokens only.
+Contract  Sample k of a seed is the same whatever the batch. Prompts come from runtime/prompt.py, pixels
+          and positions from runtime/: what is trained is what runs.
+Elsewhere pictures and traces: calibration/workbench; the loop: sft.py.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from rexthinker_edge.calibration.workbench import items as workbench
+from rexthinker_edge.calibration.workbench import layout, render
+from rexthinker_edge.calibration.workbench.world import CATEGORIES, COLORS, LETTERS, PATTERNS, Level, Scene
+from rexthinker_edge.runtime import prompt
+from rexthinker_edge.runtime.positions import mrope_positions, text_positions
+from rexthinker_edge.runtime.qwen_pixels import PixelLimits, VisionInput, qwen_pixels
+from rexthinker_edge.runtime.tokens import TextTokenizer
+from rexthinker_edge.training.tokenizer import number_ids
+from rexthinker_edge.training.vlm_config import Stage
+
+IGNORE = -100
+FIELDS: dict[str, tuple[str, ...]] = {
+    "category": CATEGORIES,
+    "color": COLORS,
+    "pattern": PATTERNS,
+    "size": ("small", "large"),
+    "letter": tuple(LETTERS),
+}
+CELL_BINS = 32
+FIRST_EVALUATION_SEED = 1_000_000
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture with its hint and turns; S prefix tokens, T picture tokens, B hint boxes.
+
+    Attributes:
+        ids: (S,) int64 prefix after the system turn.
+        positions: (3, S) int64 M-RoPE positions of the prefix; turns start at `next_position`.
+        turns: per turn (ids, targets), both (L,) int64, IGNORE where nothing is to be predicted.
+        vision: the picture's patches and grid.
+        cell_things: (T,) int64, the thing under each picture token, -1 for none.
+        box_ends: (B,) int64, the prefix token at which each hint box is complete.
+        box_things: (B,) int64, the thing of each hint box.
+        thing_fields: (things, fields) int64 class per FIELDS, IGNORE where it does not apply.
+    """
+
+    ids: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    next_position: int
+    turns: tuple[tuple[NDArray[np.int64], NDArray[np.int64]], ...]
+    vision: VisionInput
+    cell_things: NDArray[np.int64]
+    box_ends: NDArray[np.int64]
+    box_things: NDArray[np.int64]
+    thing_fields: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Turns of similar length, (R, L), and the row of the prefix batch each belongs to, (R,)."""
+
+    ids: Tensor
+    targets: Tensor
+    positions: Tensor  # (3, R, L)
+    rows: Tensor
+    mask_RHQK: Tensor  # (R, 1, L, system + S + L) bool
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prefixes padded on the right, (B, S), and their turns in groups."""
+
+    system_ids: Tensor  # (1, system)
+    ids: Tensor
+    positions: Tensor  # (3, B, S)
+    mask_BHQK: Tensor  # (B, 1, S, system + S) bool
+    patches: Tensor  # (sum of patches, 1176)
+    grids: Tensor  # (B, 3)
+    turns: tuple[Turns, ...]
+    samples: tuple[Sample, ...]
+
+
+def describe_parts(category: str) -> list[prompt.Part]:
+    """The question of the warm-up: it asks for a line of labels per candidate."""
+    return [
+        f"Please describe every {category} in the image.", prompt.IM_END, "\n", prompt.IM_START, "assistant\n",
+    ]  # fmt: skip
+
+
+class Sampler:
+    """Makes packed training samples; sample `index` of a seed is the same whatever the batch."""
+
+    def __init__(self, tokenizer_path: Path, limits: PixelLimits, seed: int) -> None:
+        """`seed` lies below `FIRST_EVALUATION_SEED`, so that no evaluation item is ever trained on."""
+        assert seed < FIRST_EVALUATION_SEED
+        self.tokenizer = TextTokenizer(tokenizer_path)
+        self._limits = limits
+        self._seed = seed
+        self._numbers = np.array(sorted(number_ids(Tokenizer.from_file(str(tokenizer_path)))))
+        self._image_pad = self.tokenizer.special_id("<|image_pad|>")
+        self.system_ids = self.tokenizer.encode_parts(
+            [prompt.IM_START, f"system\n{prompt.SYSTEM}", prompt.IM_END, "\n"]
+        )
+
+    def sample(self, stage: Stage, index: int) -> Sample:
+        """A picture, its hint, and traces or dense labels."""
+        rng = np.random.default_rng(np.random.SeedSequence([self._seed, index, 11]))
+        level = Level.FULL if rng.random() < stage.full else Level.EASY
+        describe = bool(rng.random() < stage.describe)
+        scene, category, candidates, items = self._subject(level, describe, stage.expressions, rng, index)
+        vision = qwen_pixels(render.render(scene), self._limits)
+        boxes = workbench.hint_boxes(scene, candidates, vision.resized)
+        if describe:
+            text = workbench.describe_things(scene, candidates, workbench.ATTRIBUTES, category)
+            turns = [(describe_parts(category), text)]
+        else:
+            turns = [
+                (
+                    prompt.suffix(prompt.Wording.DETECT, item.question.expression),
+                    workbench.item_trace(item, vision.resized, int(rng.integers(2**31))),
+                )
+                for item in items
+            ]
+        parts = prompt.prefix(
+            prompt.SYSTEM, prompt.Wording.DETECT, category, boxes.tolist(), vision.merged_tokens()
+        )
+        return self._pack(self.tokenizer.encode_parts(parts), turns, vision, scene, np.array(candidates))
+
+    def _subject(
+        self, level: Level, describe: bool, count: int, rng: np.random.Generator, index: int
+    ) -> tuple[Scene, str, tuple[int, ...], list[workbench.Item]]:
+        """The first of 64 scenes that has something to ask about."""
+        for attempt in range(64):
+            scene = layout.make_scene(level, self._seed, index * 64 + attempt)
+            if describe:
+                category = workbench.EVERYTHING
+                return scene, category, workbench.shuffled_candidates(scene, category, rng), []
+            items = workbench.make_items_for_scene(scene, rng, count)
+            if items:
+                return scene, items[0].category, items[0].candidates, items
+        raise AssertionError(f"no question for any of 64 scenes at {self._seed}/{index}")
+
+    def _pack(
+        self,
+        prefix: list[int],
+        turns: list[tuple[list[prompt.Part], str]],
+        vision: VisionInput,
+        scene: Scene,
+        candidates: NDArray[np.int64],
+    ) -> Sample:
+        positions, start = mrope_positions(np.array(prefix), self._image_pad, [vision.grid_thw])
+        system = len(self.system_ids)
+        assert prefix[:system] == self.system_ids
+        packed = []
+        for question, answer in turns:
+            asked, said = self.tokenizer.encode_parts(question), self.tokenizer.encode_parts([answer, prompt.IM_END])
+            packed.append((np.array(asked + said), np.array([IGNORE] * len(asked) + said)))
+        return Sample(
+            ids=np.array(prefix[system:]),
+            positions=positions[:, system:],
+            next_position=start,
+            turns=tuple(packed),
+            vision=vision,
+            cell_things=_things_under_cells(scene, vision),
+            box_ends=self._box_ends(prefix[system:], len(candidates)),
+            box_things=candidates,
+            thing_fields=_thing_fields(scene),
+        )
+
+    def _box_ends(self, prefix: list[int], count: int) -> NDArray[np.int64]:
+        """(B,) the last coordinate's token of each of the `count` boxes at the end of a prefix."""
+        numbers = np.flatnonzero(np.isin(prefix, self._numbers))[-4 * count :]
+        assert len(numbers) == 4 * count, (len(numbers), count)
+        return numbers[3::4]
+
+
+def _things_under_cells(scene: Scene, vision: VisionInput) -> NDArray[np.int64]:
+    """(T,) index of the topmost thing whose box covers the centre of each picture token, else -1."""
+    _, grid_h, grid_w = vision.grid_thw
+    rows, columns = grid_h // 2, grid_w // 2
+    x = (np.arange(columns) + 0.5) * scene.width / columns
+    y = (np.arange(rows) + 0.5) * scene.height / rows
+    cells = np.full((rows, columns), -1, np.int64)
+    for number, thing in enumerate(scene.things):
+        x0, y0, x1, y1 = thing.box
+        cells[np.ix_((y >= y0) & (y < y1), (x >= x0) & (x < x1))] = number
+    return cells.reshape(-1)
+
+
+def _thing_fields(scene: Scene) -> NDArray[np.int64]:
+    rows = []
+    for thing in scene.things:
+        values = (getattr(thing, field) for field in FIELDS)
+        rows.append([IGNORE if v is None else FIELDS[f].index(v) for f, v in zip(FIELDS, values, strict=True)])
+    return np.array(rows, np.int64).reshape(-1, len(FIELDS))
+
+
+def collate(samples: list[Sample], system_ids: list[int], pad_id: int, group: int = 16) -> Batch:
+    """Pad prefixes to one length, and turns, sorted by length, to one length per `group`."""
+    system, longest = len(system_ids), max(len(s.ids) for s in samples)
+    lengths = torch.tensor([len(s.ids) for s in samples])
+    shown = torch.cat([torch.ones(len(samples), system, dtype=torch.bool), torch.arange(longest) < lengths[:, None]], 1)
+    turns = [(row, ids, targets) for row, s in enumerate(samples) for ids, targets in s.turns]
+    turns.sort(key=lambda turn: len(turn[1]))
+    starts = np.array([s.next_position for s in samples])
+    groups = [_turns(turns[k : k + group], starts, shown, pad_id) for k in range(0, len(turns), group)]
+    return Batch(
+        system_ids=torch.tensor([system_ids]),
+        ids=_stack([s.ids for s in samples], pad_id),
+        positions=_stack([s.positions for s in samples], 0).transpose(0, 1),
+        mask_BHQK=_causal(longest, shown[:, :system]),
+        patches=torch.from_numpy(np.concatenate([s.vision.patches for s in samples])),
+        grids=torch.tensor([s.vision.grid_thw for s in samples]),
+        turns=tuple(groups),
+        samples=tuple(samples),
+    )
+
+
+def _turns(
+    turns: list[tuple[int, NDArray[np.int64], NDArray[np.int64]]], starts: NDArray[np.int64], shown: Tensor, pad_id: int
+) -> Turns:
+    rows = torch.tensor([row for row, _, _ in turns])
+    ids = _stack([ids for _, ids, _ in turns], pad_id)
+    positions = torch.from_numpy(starts)[rows][:, None] + torch.arange(ids.shape[1])
+    return Turns(
+        ids=ids,
+        targets=_stack([targets for _, _, targets in turns], IGNORE),
+        positions=positions.expand(3, -1, -1),
+        rows=rows,
+        mask_RHQK=_causal(ids.shape[1], shown[rows]),
+    )
+
+
+def _stack(arrays: list[NDArray[np.int64]], fill: int) -> Tensor:
+    longest = max(a.shape[-1] for a in arrays)
+    widths = [[(0, 0)] * (a.ndim - 1) + [(0, longest - a.shape[-1])] for a in arrays]
+    return torch.from_numpy(np.stack([np.pad(a, w, constant_values=fill) for a, w in zip(arrays, widths, strict=True)]))
+
+
+def _causal(length: int, before: Tensor) -> Tensor:
+    """(R, 1, length, before + length): every token sees what is shown `before` and its own past."""
+    own = torch.tril(torch.ones(length, length, dtype=torch.bool))
+    rows = before.shape[0]
+    return torch.cat([before[:, None].expand(-1, length, -1), own.expand(rows, -1, -1)], dim=2)[:, None]
