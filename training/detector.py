@@ -1,0 +1,314 @@
+"""Training the small Grounding DINO on workbench pictures, from random weights.
+
+Layout    fresh weights -> steps (batch, loss, AdamW, moving average) -> every few minutes: a checkpoint to
+          resume from, the average's AP on held-out pictures, a line in the log.
+Contract  transformers' own model, unchanged; what is saved is the moving average, bf16, Hugging Face layout.
+          A resumed run goes on where it stopped; its recipe may only differ in `steps` and `learning_rate`.
+Elsewhere sizes and schedule: detector_config.py; data: detector_data.py; loss: detector_loss.py;
+          the AP that steers: benchmarks/detection.py, handed in by the caller.
+Source    Grounding DINO, arXiv 2303.05499, with the choices told in docs/training/detector.md.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from rexthinker_edge.calibration.workbench.world import CATEGORIES
+from rexthinker_edge.training.deformable import use_native_sampling
+from rexthinker_edge.training.detector_config import MEAN, STD, DetectorRecipe, model_config
+from rexthinker_edge.training.detector_data import (
+    LEVELS,
+    Batch,
+    Pictures,
+    cut_vocabulary,
+    make_batch,
+    render_pictures,
+    training_batches,
+)
+from rexthinker_edge.training.detector_loss import corners, decoder_loss, encoder_loss, total
+
+HELD_SEED, HELD_COUNT = 900_001, 160
+TEXT_SCALE, TEXT_OFFSET, PRIOR_LOGIT = 0.1, 0.5, -4.6
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the model found in one held-out picture, and what was there; boxes are shares of the picture."""
+
+    category: str
+    level: str
+    boxes: NDArray[np.float32]  # (queries, 4) corners
+    scores: NDArray[np.float32]  # (queries,)
+    truths: NDArray[np.float32]  # (n, 4) corners
+
+
+Evaluate = Callable[[list[Found]], dict[str, float]]
+"""From held-out pictures to figures by name."""
+
+
+def fresh_model(recipe: DetectorRecipe, vocabulary: int) -> Any:
+    """A model with random weights whose logits start near `PRIOR_LOGIT`.
+
+    The logits are bare dot products of a vision and a text vector and have no bias. Both come out of layer
+    norms, so a constant offset in each makes a constant in the product, and a small gain keeps the rest
+    small.
+    """
+    from transformers import GroundingDinoForObjectDetection  # noqa: PLC0415
+
+    torch.manual_seed(recipe.seed)
+    model = GroundingDinoForObjectDetection(model_config(recipe, vocabulary))
+    _spread(model)
+    with torch.no_grad():
+        text_norm = model.model.encoder.layers[-1].text_enhancer_layer.layer_norm_after
+        text_norm.weight.fill_(TEXT_SCALE)
+        text_norm.bias.fill_(TEXT_OFFSET)
+        for norm in (model.model.enc_output_norm, model.model.decoder.layer_norm):
+            norm.bias.fill_(PRIOR_LOGIT / (TEXT_OFFSET * recipe.d_model))
+        for layer in model.model.decoder.layers:
+            layer.encoder_attn_text.key.weight.mul_(1 / TEXT_SCALE / 2)
+            layer.encoder_attn_text.value.weight.mul_(1 / TEXT_SCALE / 2)
+        for layer in model.model.encoder.layers:
+            layer.fusion_layer.vision_param.fill_(0.3)
+            layer.fusion_layer.text_param.fill_(0.05)
+    return model
+
+
+def _spread(model: nn.Module) -> None:
+    """Xavier weights instead of a fixed 0.02, which is too small for layers this narrow."""
+    fixed = ("sampling_offsets", "attention_weights", "relative_position")
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and not any(word in name for word in fixed):
+            if "bbox_embed" in name and name.endswith("layers.2"):
+                continue  # boxes start at their anchors
+            nn.init.xavier_uniform_(module.weight)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.5)
+
+
+def run_layers(model: Any, batch: Batch) -> dict[str, Any]:
+    """Logits and boxes of the encoder (before the sigmoid) and of every decoder layer."""
+    out = model.model(pixel_values=batch.pixels, input_ids=batch.input_ids)
+    tokens = batch.input_ids.shape[1]
+    text = out.encoder_last_hidden_state_text.transpose(1, 2)
+    layers = []
+    for n in range(model.config.decoder_layers):
+        hidden = out.intermediate_hidden_states[:, n]
+        reference = out.init_reference_points if n == 0 else out.intermediate_reference_points[:, n - 1]
+        boxes = (model.bbox_embed[n](hidden) + torch.special.logit(reference, eps=1e-5)).sigmoid()
+        layers.append((hidden @ text, boxes))
+    return {
+        "encoder": (out.enc_outputs_class[..., :tokens], out.enc_outputs_coord_logits),
+        "layers": layers,
+    }
+
+
+def step_loss(model: Any, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    """The loss of one batch and its parts for the log."""
+    out = run_layers(model, batch)
+    encoder = encoder_loss(*out["encoder"], batch)
+    layers = [decoder_loss(logits, boxes, batch) for logits, boxes in out["layers"]]
+    loss = total([encoder, *((cls, box) for cls, box, _ in layers)])
+    parts = {
+        "encoder_class": float(encoder[0]), "encoder_box": float(encoder[1]),
+        "class": float(layers[-1][0]), "box": float(layers[-1][1]), "iou": float(layers[-1][2]),
+    }  # fmt: skip
+    return loss, parts
+
+
+def groups_of(model: nn.Module, recipe: DetectorRecipe) -> list[dict[str, Any]]:
+    """Parameter groups: sampling offsets move slowly, vectors are not decayed."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        groups.setdefault(("sampling_offsets" in name, parameter.ndim > 1), []).append(parameter)
+    return [
+        {
+            "params": members,
+            "weight_decay": recipe.weight_decay if decayed else 0.0,
+            "scale": 0.2 if slow else 1.0,
+        }
+        for (slow, decayed), members in groups.items()
+    ]
+
+
+def rate_at(step: int, recipe: DetectorRecipe) -> float:
+    """Warm-up, flat, then down along a cosine over the last two fifths."""
+    if step < recipe.warm_up:
+        return recipe.learning_rate * (step + 1) / recipe.warm_up
+    fall = max(0.0, (step / recipe.steps - 0.6) / 0.4)
+    return recipe.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, fall))))
+
+
+def scale_at(step: int, recipe: DetectorRecipe, rng: np.random.Generator) -> float:
+    """Picture scale of a step: small ones first, full size at the end, of several sizes always."""
+    progress = step / recipe.steps
+    low, high = (0.56, 0.76) if progress < 0.4 else (0.66, 0.9) if progress < 0.75 else (0.92, 1.0)
+    return float(rng.uniform(low, high))
+
+
+class Run:
+    """A training run: what changes from step to step, and how it is kept."""
+
+    def __init__(
+        self, recipe: DetectorRecipe, folder: Path, tokenizer: dict[str, Any], evaluate: Evaluate
+    ) -> None:
+        self.recipe, self.folder, self.evaluate = recipe, folder, evaluate
+        self.tokenizer = cut_vocabulary(tokenizer)
+        vocabulary = self.tokenizer["model"]["vocab"]
+        self.words = [vocabulary[c] for c in CATEGORIES]
+        self.model = fresh_model(recipe, len(vocabulary))
+        use_native_sampling(self.model)
+        self.optimizer = torch.optim.AdamW(
+            groups_of(self.model, recipe), lr=1.0, betas=(0.9, 0.98), fused=True
+        )
+        self.average = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        self.step, self.seconds = 0, 0.0
+
+    def prepare(self) -> None:
+        """Render what is missing and open the pictures."""
+        render_pictures(self.folder / "held", self.recipe, HELD_SEED, HELD_COUNT)
+        render_pictures(self.folder / "pictures", self.recipe, self.recipe.data_seed, self.recipe.pictures)
+        self.held, self.pictures = Pictures(self.folder / "held"), Pictures(self.folder / "pictures")
+
+    def save(self) -> None:
+        """Keep the run, in a temporary file that is renamed."""
+        state = {
+            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "average": self.average,
+            "step": self.step, "seconds": self.seconds,
+        }  # fmt: skip
+        torch.save(state, self.folder / "run.pt.part")
+        (self.folder / "run.pt.part").rename(self.folder / "run.pt")
+
+    def resume(self) -> None:
+        """Go on from `run.pt`."""
+        state = torch.load(self.folder / "run.pt", weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average, self.step, self.seconds = state["average"], state["step"], state["seconds"]
+
+    def train(self, every_seconds: float) -> None:
+        """Run to the recipe's last step, checking every so many seconds."""
+        rng = np.random.default_rng([self.recipe.seed, self.step])
+        batches = training_batches(self.pictures, self.recipe.batch, self.words, rng)
+        checked, means, started = time.monotonic(), {}, time.monotonic() - self.seconds
+        while self.step < self.recipe.steps:
+            parts = self._step(batches, rng)
+            for name, value in parts.items():
+                means[name] = value if name not in means else 0.98 * means[name] + 0.02 * value
+            if self.step % 100 == 0:
+                self.seconds = time.monotonic() - started
+                self._log(
+                    {"rate": rate_at(self.step, self.recipe), **{n: round(v, 4) for n, v in means.items()}}
+                )
+            if time.monotonic() - checked > every_seconds or self.step == self.recipe.steps:
+                self.save()
+                self._log(self.check())
+                checked = time.monotonic()
+
+    def _step(
+        self, batches: Iterator[tuple[NDArray[np.int64], list[list[int]]]], rng: np.random.Generator
+    ) -> dict[str, float]:
+        which, asked = next(batches)
+        scale = scale_at(self.step, self.recipe, rng)
+        loss, parts = step_loss(self.model, make_batch(self.pictures, which, asked, self.words, scale, rng))
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        if bool(torch.isfinite(norm)):
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate_at(self.step, self.recipe) * group["scale"]
+            self.optimizer.step()
+        decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.values()), list(self.model.parameters()), 1 - decay)
+        self.step += 1
+        return {"loss": float(loss.detach()), "norm": float(norm), **parts}
+
+    def check(self) -> dict[str, float]:
+        """Save the average, rounded to bf16, and give its figures on the held-out pictures."""
+        kept = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        self._put({n: p.bfloat16().float() for n, p in self.average.items()})
+        save_model(self.model, self.tokenizer, self.recipe, self.folder / "checkpoint")
+        found = detect_all(self.model, self.held, self.words)
+        self._put(kept)
+        return self.evaluate(found)
+
+    def _put(self, values: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(values[name])
+
+    def _log(self, line: dict[str, float]) -> None:
+        line = {"step": self.step, "seconds": round(self.seconds), **line}
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(json.dumps(line), flush=True)
+
+
+@torch.no_grad()
+def detect_all(model: Any, held: Pictures, words: list[int]) -> list[Found]:
+    """Ask every held-out picture for its most frequent category; boxes in (0, 1) corners."""
+    found: list[Found] = []
+    model.eval()
+    for group in held.groups():
+        for chunk in np.array_split(group, -(-len(group) // 12)):
+            labels = held.index.labels[chunk]
+            asked = [int(np.bincount(row[row >= 0]).argmax()) for row in labels]
+            batch = make_batch(held, chunk, [[c] for c in asked], words, 1.0, None)
+            logits, boxes = run_layers(model, batch)["layers"][-1]
+            scores = logits.sigmoid().amax(-1)
+            for n, category in enumerate(asked):
+                truths = held.index.boxes[chunk[n]][labels[n] == category]
+                found.append(
+                    Found(
+                        category=CATEGORIES[category],
+                        level=str(LEVELS[held.index.level[chunk[n]]]),
+                        boxes=corners(boxes[n]).numpy(),
+                        scores=scores[n].numpy(),
+                        truths=corners(torch.from_numpy(truths)).numpy(),
+                    )
+                )
+    model.train()
+    return found
+
+
+def save_model(model: Any, tokenizer: dict[str, Any], recipe: DetectorRecipe, folder: Path) -> None:
+    """Write a Hugging Face checkpoint: bf16 weights, config, tokenizer, preprocessor."""
+    state = {name: tensor.bfloat16() for name, tensor in model.state_dict().items()}
+    model.save_pretrained(folder, state_dict=state)
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False))
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor(recipe), indent=2) + "\n")
+
+
+def preprocessor(recipe: DetectorRecipe) -> dict[str, Any]:
+    """transformers' `preprocessor_config.json` of a recipe's pictures."""
+    return {
+        "image_processor_type": "GroundingDinoImageProcessor", "do_resize": True, "do_rescale": True,
+        "do_normalize": True, "do_pad": True, "resample": 2, "rescale_factor": 1 / 255,
+        "image_mean": list(MEAN), "image_std": list(STD), "format": "coco_detection",
+        "size": {"shortest_edge": recipe.shortest_px, "longest_edge": recipe.longest_px},
+    }  # fmt: skip
+
+
+def train(recipe: DetectorRecipe, folder: Path, tokenizer: dict[str, Any], evaluate: Evaluate, resume: bool,
+          every_seconds: float = 240.0) -> None:  # fmt: skip
+    """Train in `folder`: pictures, `run.pt`, `log.jsonl` and `checkpoint/` appear there.
+
+    Args:
+        tokenizer: bert-base-uncased's `tokenizer.json`.
+        resume: go on from `run.pt`, else begin afresh.
+    """
+    torch.set_flush_denormal(True)
+    run = Run(recipe, folder, tokenizer, evaluate)
+    run.prepare()
+    if resume:
+        run.resume()
+    run.train(every_seconds)
