@@ -10,6 +10,7 @@ Source    docs/sources.md#safetensors
 """
 
 import json
+import operator
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -170,26 +171,36 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         if length > min(size - 8, HEADER_LIMIT_BYTES):
             raise CheckpointError(problem % "the header is cut short")
         try:
-            header: dict[str, dict[str, Any]] = json.loads(stream.read(length))
+            header = json.loads(stream.read(length))
         except ValueError as error:
             raise CheckpointError(problem % "the header is no JSON") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(problem % "the header is no object")
     mapped = np.memmap(path, np.uint8, mode="r")[8 + length :]
     tensors = {}
     for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        if entry.get("dtype") not in DTYPES:
-            raise CheckpointError(
-                f"{path.name}: tensor {name!r} is {entry.get('dtype')}, needed one of {', '.join(DTYPES)}. "
-                "Export from the unquantised checkpoint."
-            )
-        dtype, numpy_type = DTYPES[entry["dtype"]]
-        start, stop = entry["data_offsets"]
-        shape = tuple(entry["shape"])
-        if not 0 <= start <= stop <= len(mapped) or stop - start != _bytes(shape, numpy_type):
-            raise CheckpointError(problem % f"tensor {name!r} lies outside the file")
-        tensors[name] = Tensor(name, dtype, shape, mapped[start:stop])
+        if name != "__metadata__":
+            tensors[name] = _read_entry(name, entry, mapped, problem)
     return tensors
+
+
+def _read_entry(name: str, entry: Any, mapped: NDArray[np.uint8], problem: str) -> Tensor:
+    """One tensor as a view; CheckpointError when its entry is malformed or leaves the file."""
+    try:
+        stored, (start, stop) = entry["dtype"], entry["data_offsets"]
+        shape = tuple(operator.index(side) for side in entry["shape"])
+        inside = 0 <= operator.index(start) <= operator.index(stop) <= len(mapped)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(problem % f"the entry of tensor {name!r} is malformed") from error
+    if stored not in DTYPES:
+        raise CheckpointError(
+            f"{problem.partition(':')[0]}: tensor {name!r} is {stored}, needed one of {', '.join(DTYPES)}. "
+            "Export from the unquantised checkpoint."
+        )
+    dtype, numpy_type = DTYPES[stored]
+    if not inside or stop - start != _bytes(shape, numpy_type):
+        raise CheckpointError(problem % f"tensor {name!r} lies outside the file")
+    return Tensor(name, dtype, shape, mapped[start:stop])
 
 
 def _bytes(shape: tuple[int, ...], numpy_type: type[np.generic]) -> int:
