@@ -188,10 +188,7 @@ def test_refused(tmp_path):
         (postscript, "image bytes: not a picture, or of an unknown format"),
         (b"", "image bytes: empty, but an encoded picture is needed. Check where it comes from."),
         ("nul\0byte.png", "cannot be read (embedded null byte)"),
-        (
-            7,
-            "image: a int, but a path, bytes, a PIL image or a (H, W, 3) uint8 array is needed. Convert it first.",
-        ),
+        (7, "image: a int, but a path, bytes, a PIL image or a (H, W, 3) uint8 array is needed."),
         (RGB.astype(np.float32), "image array: float32 of shape (9, 12, 3), but uint8 of shape (H, W, 3)"),
         (RGB[..., 0], "image array: uint8 of shape (9, 12), but uint8 of shape (H, W, 3)"),
         (RGB[:0], "image array: shape (0, 12, 3) has no pixels"),

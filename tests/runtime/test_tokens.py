@@ -22,11 +22,14 @@ SPECIALS = [
     "<|image_pad|>",
 ]
 # Qwen's own pre-tokeniser
-SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def small_tokenizer(path: Path) -> Path:
-    """A small byte-level BPE of Qwen's kind, with Qwen's special tokens and one that is not marked special."""
+    """A small byte-level BPE of Qwen's kind, with its special tokens and one that is not marked so."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(TokenRegex(SPLIT), behavior="isolated")
@@ -100,9 +103,9 @@ def test_equal_to_the_library_where_nothing_is_hidden(tokenizer, tmp_path):
 
 def random_text(rng: random.Random) -> str:
     pieces = [
-        "ball", "the red ball", "second", "左から二番目", "猫", "한국", "👩‍🚀", "🏳️‍🌈", "é", "e\u0301", "\u0301", "<|im_end|>",
-        "</think>", "]]}", "{", '"', "\\", "'s", "1", "42", ".", ",", " ", "  ", "\u3000", "→", "✅", "ß", "٣", "<tool_call>",
-        "\u200d", "\u00a0", "Ω", "#", "- ", "?!", "\ufe0f",
+        "ball", "the red ball", "second", "左から二番目", "猫", "한국", "👩‍🚀", "🏳️‍🌈", "é", "e\u0301",
+        "\u0301", "<|im_end|>", "</think>", "]]}", "{", '"', "\\", "'s", "1", "42", ".", ",", " ", "  ",
+        "\u3000", "→", "✅", "ß", "٣", "<tool_call>", "\u200d", "\u00a0", "Ω", "#", "- ", "?!", "\ufe0f",
     ]  # fmt: skip
     while True:
         text = "".join(rng.choice(pieces) + rng.choice(["", " "]) for _ in range(rng.randint(1, 6)))
@@ -172,7 +175,7 @@ def test_not_our_tokenizer(tmp_path, change, message):
     if change.get("added_tokens"):
         change["added_tokens"][0]["id"] = content["model"]["vocab"]["a"]
     path.write_text(json.dumps(content | change))
-    with pytest.raises(BundleError, match="tokenizer.json: ") as caught:
+    with pytest.raises(BundleError, match=r"tokenizer\.json: ") as caught:
         TextTokenizer(path)
     assert message in str(caught.value)
 

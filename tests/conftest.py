@@ -1,0 +1,223 @@
+"""A bundle of stand-ins: every file is there and hashed, but the graphs are replaced by scripted models."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from rexthinker_edge.runtime import bundle as bundles
+from rexthinker_edge.runtime import thinker as thinkers
+from rexthinker_edge.runtime.decoder import DecoderGeometry
+from rexthinker_edge.runtime.detector import DetectorGeometry
+from rexthinker_edge.runtime.positions import mrope_positions
+from rexthinker_edge.runtime.prompt import SYSTEM, Wording
+from rexthinker_edge.runtime.result import BundleInfo
+from rexthinker_edge.runtime.scene import Language
+from rexthinker_edge.runtime.tokens import TextTokenizer
+from rexthinker_edge.runtime.vision import VisionGeometry
+
+SPECIALS = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+]
+DETECTED = [[10.0, 20.0, 60.0, 80.0], [70.0, 20.0, 120.0, 80.0], [130.0, 20.0, 190.5, 80.0]]
+VOCABULARY = 400
+
+
+def write_tokenizer(path: Path) -> None:
+    """A byte-level BPE of the Qwen kind, trained on two lines."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=SPECIALS, show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    tokenizer.train_from_iterator(
+        ["Please detect the red ball in the image.", "- Ball 1: red ✅"] * 3, trainer
+    )
+    tokenizer.save(str(path))
+
+
+def make_manifest(max_length: int = 2000) -> bundles.Manifest:
+    """A manifest without files, of a model one number wide."""
+    return bundles.Manifest(
+        format_version=1,
+        name="stand-in",
+        model=bundles.ModelCard("Stand-in", "tests", "1", "Apache-2.0", "None."),
+        prompt=bundles.PromptSettings(SYSTEM, Wording.DETECT, 16 * 784, 400 * 784, 900),
+        tokens=bundles.TokenIds(
+            image_pad=SPECIALS.index("<|image_pad|>"), eos=(SPECIALS.index("<|im_end|>"),)
+        ),
+        vision=VisionGeometry(patch=14, temporal_patch=2, merge=2, window=112, hidden=1, max_side=200),
+        decoder=DecoderGeometry(1, 1, 1, 1, 1, VOCABULARY, (1, 0, 0), 1e4, max_length, "float32"),
+        detector=DetectorGeometry(800, 1333, 32, (0.5,) * 3, (0.5,) * 3, 9, 256, 0.25),
+        files={},
+        quantisation={"decoder.onnx": "fp32"},
+        calibration=None,
+        targets=("cpu",),
+        golden=(),
+    )
+
+
+def write_bundle(directory: Path, manifest: bundles.Manifest | None = None) -> Path:
+    """A sealed bundle with stand-in files."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in bundles.REQUIRED:
+        (directory / name).write_bytes(f"stand-in for {name}".encode())
+    write_tokenizer(directory / bundles.TOKENIZER)
+    bundles.seal(directory, manifest or make_manifest())
+    return directory
+
+
+@dataclass
+class FakeCache:
+    """Token ids and positions instead of keys and values."""
+
+    ids: list[int] = field(default_factory=list)
+    positions: list[list[int]] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        return len(self.ids)
+
+    def rewind(self, length: int) -> None:
+        assert 0 <= length <= self.length
+        del self.ids[length:], self.positions[length:]
+
+
+class FakeDecoder:
+    """Says what its script says to a prompt; checks that every pass sees the right positions."""
+
+    def __init__(
+        self, tokenizer: TextTokenizer, geometry: DecoderGeometry, script: Callable[[str], str]
+    ) -> None:
+        self.tokenizer, self.geometry, self.script = tokenizer, geometry, script
+        self.start, self.end = (tokenizer.special_id(name) for name in ("<|im_start|>", "<|im_end|>"))
+        self.read = 0  # tokens, over all passes
+        self.answer: list[int] = []
+        self.prompts: list[list[int]] = []
+
+    def new_cache(self, capacity: int) -> FakeCache:
+        assert capacity > 0
+        return FakeCache()
+
+    def embed(self, token_ids: list[int]) -> np.ndarray:
+        return np.array(token_ids, np.float32)[:, None]
+
+    def run(self, embeds, positions, cache, last_only=True) -> np.ndarray:
+        cache.ids += embeds[:, 0].astype(int).tolist()
+        cache.positions += positions.T.tolist()
+        self.read += len(embeds)
+        logits = np.zeros((1, self.geometry.vocab), np.float32)
+        logits[0, self._next(cache)] = 1
+        return logits
+
+    def _next(self, cache: FakeCache) -> int:
+        last = len(cache.ids) - 1 - cache.ids[::-1].index(self.start)
+        opening = [self.start, *self.tokenizer.encode_plain("assistant\n")]
+        begun = last + len(opening)
+        if cache.ids[last:begun] != opening:
+            return self.end  # the prefix alone: what it says is not read
+        if begun == len(cache.ids):
+            self._check_positions(cache)
+            self.prompts.append(list(cache.ids))
+            question = self.tokenizer.decode([id_ for id_ in cache.ids if id_ >= 0])
+            self.answer = [*self.tokenizer.encode_plain(self.script(question)), self.end]
+        return self.answer[min(len(cache.ids) - begun, len(self.answer) - 1)]
+
+    def _check_positions(self, cache: FakeCache) -> None:
+        pad = -1  # features of the picture, as FakeVision makes them
+        runs = sum(id_ == pad for id_ in cache.ids)
+        side = FakeVision.last_grid
+        assert runs == side[1] * side[2] // 4
+        expected, _ = mrope_positions(cache.ids, pad, [side])
+        assert cache.positions == expected.T.tolist()
+
+
+class FakeVision:
+    """Features of -1 for every merged patch."""
+
+    last_grid = (1, 0, 0)
+
+    def __init__(self) -> None:
+        self.session = SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
+        self.encoded = 0
+
+    def encode(self, vision) -> np.ndarray:
+        self.encoded += 1
+        type(self).last_grid = vision.grid_thw
+        return np.full((vision.merged_tokens(), 1), -1, np.float32)
+
+
+class FakeDetector:
+    """Finds what it is told to find."""
+
+    def __init__(self) -> None:
+        self.boxes, self.asked = DETECTED, []
+
+    def detect(self, pixels_HWC, category):
+        self.asked.append((pixels_HWC.shape, category))
+        rows = np.array(self.boxes, np.float32).reshape(-1, 4)
+        return rows, np.linspace(0.9, 0.5, len(rows), dtype=np.float32)
+
+
+@dataclass
+class World:
+    """A loaded thinker of stand-ins, and the handles to script it."""
+
+    directory: Path
+    thinker: thinkers.Thinker
+    decoder: FakeDecoder
+    vision: FakeVision
+    detector: FakeDetector
+
+
+def hinted(prompt: str) -> list[list[int]]:
+    """The boxes of a prompt's hint."""
+    line = prompt.split("image: ", 1)[1].split("\n", 1)[0]
+    return next(iter(json.loads(line).values()))
+
+
+def second_is_it(prompt: str) -> str:
+    """A trace that chooses the second candidate, boxes copied from the hint."""
+    box = hinted(prompt)[1]
+    return (
+        "<think>OK, the user needs us to detect it:\n- Step 1: look.\n\n# Step 1: Look at the color.\n"
+        "- Ball 1: blue ❌\n- Ball 2: red ✅\n- Ball 3: beside the mug ⚠️\n\n"
+        "# Summarize and Re-Check answer\n- Ball 1: blue → ❌\n- Ball 2: red → ✅\n"
+        f'</think><answer>json\n[{{"bbox_2d": {box}, "label": "it"}}]\n</answer>'
+    )
+
+
+@pytest.fixture
+def make_world(tmp_path, monkeypatch):
+    """Make a world: `make_world(script, max_length=…)`. `load` of its directory gives the stand-ins."""
+
+    def make(script: Callable[[str], str] = second_is_it, max_length: int = 2000, **prompt: object) -> World:
+        manifest = make_manifest(max_length)
+        manifest = replace(manifest, prompt=replace(manifest.prompt, **prompt))
+        directory = write_bundle(tmp_path / "bundles" / "stand-in", manifest)
+        tokenizer = TextTokenizer(directory / bundles.TOKENIZER)
+        decoder = FakeDecoder(tokenizer, manifest.decoder, script)
+        vision, detector = FakeVision(), FakeDetector()
+
+        def open_parts(opened, options):
+            info = BundleInfo(opened.manifest.name, opened.digest)
+            language = Language(tokenizer, decoder, opened.manifest.prompt, opened.manifest.tokens, info)
+            return thinkers.Parts(detector, vision, language)
+
+        monkeypatch.setattr(thinkers, "open_parts", open_parts)
+        monkeypatch.setattr(thinkers, "small_bundle", lambda: directory)
+        return World(directory, thinkers.load(directory, threads=1), decoder, vision, detector)
+
+    return make
