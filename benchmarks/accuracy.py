@@ -105,7 +105,11 @@ def main() -> None:
         for boxes in arguments.boxes:
             outcomes = list(run(thinker, level, arguments.count, boxes))
             bundle = thinker.describe()["bundle"]
-            head = {"level": level, "boxes": boxes, "bundle": {"name": bundle["name"], "digest": bundle["digest"]}}
+            head = {
+                "level": level,
+                "boxes": boxes,
+                "bundle": {"name": bundle["name"], "digest": bundle["digest"]},
+            }
             print(json.dumps(head | report(outcomes, boxes)), flush=True)
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -30,7 +31,7 @@ from rexthinker_edge.runtime.prompt import SYSTEM, Wording
 from rexthinker_edge.runtime.qwen_pixels import PixelLimits
 from rexthinker_edge.training.muon import Muon
 from rexthinker_edge.training.tokenizer import number_ids
-from rexthinker_edge.training.vlm_config import Pixels, Recipe, Shape, Stage
+from rexthinker_edge.training.vlm_config import Recipe, Shape, Stage
 from rexthinker_edge.training.vlm_data import CELL_BINS, FIELDS, IGNORE, Batch, Sampler, Turns, collate
 
 CELL_LAYER = 2  # after two layers a picture token should know its place and its thing
@@ -40,8 +41,6 @@ BOX_LAYER = 4  # two layers later the hint should know what stands in each box; 
 
 def build_model(shape: Shape, tokenizer_path: Path, seed: int) -> Qwen2_5_VLForConditionalGeneration:
     """The small model with random weights; number pieces start where their values lie."""
-    from tokenizers import Tokenizer
-
     torch.manual_seed(seed)
     tokenizer = Tokenizer.from_file(str(tokenizer_path))
     vocab = tokenizer.get_vocab()
@@ -212,7 +211,9 @@ def stage_at(recipe: Recipe, step: int) -> tuple[Stage, float] | None:
     return None
 
 
-def _batches(sampler: Sampler, recipe: Recipe, progress: Progress, pad_id: int) -> Iterator[tuple[Batch, int]]:
+def _batches(
+    sampler: Sampler, recipe: Recipe, progress: Progress, pad_id: int
+) -> Iterator[tuple[Batch, int]]:
     """Batches from `progress` on, made in a second process while the model learns from the last ones."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
@@ -234,7 +235,8 @@ def _draw(sampler: Sampler, stage: Stage, first: int, pad_id: int) -> list[Batch
     samples = [sampler.sample(stage, first + k) for k in range(POOLED * stage.scenes)]
     samples.sort(key=lambda sample: len(sample.ids))
     batches = [
-        collate(samples[k : k + stage.scenes], sampler.system_ids, pad_id) for k in range(0, len(samples), stage.scenes)
+        collate(samples[k : k + stage.scenes], sampler.system_ids, pad_id)
+        for k in range(0, len(samples), stage.scenes)
     ]
     order = np.random.default_rng(first).permutation(len(batches))
     return [batches[k] for k in order]
@@ -259,7 +261,10 @@ def train(
     if resume:
         progress = _load(out / "state.pt", trainee, opts)
     else:
-        _log(out, {"recipe": recipe.as_dict(), "parameters": sum(p.numel() for p in trainee.model.parameters())})
+        _log(
+            out,
+            {"recipe": recipe.as_dict(), "parameters": sum(p.numel() for p in trainee.model.parameters())},
+        )
     image_pad, pad_id = (sampler.tokenizer.special_id(f"<|{name}|>") for name in ("image_pad", "endoftext"))
     window: list[dict[str, float]] = []
     saved = began = time.monotonic()

@@ -1,6 +1,7 @@
 """The small model's own byte-level BPE, with Qwen's special tokens.
 
-Layout    ids: specials, 256 bytes, learnt words, then every number of 0…447 in three forms: "57", " 57", ", 57".
+Layout    ids: specials, 256 bytes, learnt words, then every number of 0…447 in three forms:
+          "57", " 57", ", 57".
 Contract  Splits as Qwen's pre-tokeniser does, but for numbers: a coordinate is one token, so that the tie
           between a box and a place is one embedding look-up and not a sum over digits. Larger numbers fall
           into pieces of up to three digits, each made of bytes if it must. `]]}` + newline stays one piece.
@@ -9,13 +10,17 @@ Source    docs/sources.md#tokenizer
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from rexthinker_edge.calibration.workbench import items
+from rexthinker_edge.calibration.workbench.world import Level
+from rexthinker_edge.runtime.prompt import SYSTEM
+
 SPECIALS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
-    "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>",
+    "<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
     "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
 NUMBERS = 448  # 0…447: no side of a picture within the pixel limits and an aspect ratio of 2 is longer
@@ -61,3 +66,18 @@ def number_ids(tokenizer: Tokenizer) -> dict[int, int]:
     """{token id: number} of all number pieces, in any form."""
     vocab = tokenizer.get_vocab()
     return {vocab[f.format(n).replace(" ", "Ġ")]: n for f in NUMBER_FORMS for n in range(NUMBERS)}
+
+
+def workbench_texts(seed: int, count: int) -> Iterator[str]:
+    """What a model of the workbench reads and writes: `count` questions of each level, with traces."""
+    for level in Level:
+        for index in range(count):
+            item = items.make_item(level, seed, index)
+            yield from (SYSTEM, "system\n user\n assistant\n")
+            yield f'Hint: Object and its coordinates in this image: {{"{item.category}": [[], []]}}\n'
+            yield f"Please detect {item.question.expression} in the image."
+            yield f"Please describe every {item.category} in the image."
+            yield items.item_trace(item, (item.scene.width, item.scene.height), index)
+            yield items.describe_things(
+                item.scene, range(len(item.scene.things)), items.ATTRIBUTES, items.EVERYTHING
+            )

@@ -1,8 +1,9 @@
 """Batches for the language model: pictures and hints once, then all their turns over them.
 
-Layout    A sample is a prefix (the system turn left out: it is the same for all and computed once a batch) and
-          its turns, question and answer. Turns see the prefix and themselves, never a sibling; their positions
-          start where the prefix ended, as in the runtime. Targets are the assistant's tokens only.
+Layout    A sample is a prefix (without the system turn, which is the same for all and computed once a
+          batch) and its turns, question and answer. Turns see the prefix and themselves, never a sibling;
+          their positions start where the prefix ended, as in the runtime. Only the assistant's tokens are
+          predicted.
 Contract  Sample k of a seed is the same whatever the batch. Prompts come from runtime/prompt.py, pixels
           and positions from runtime/: what is trained is what runs.
 Elsewhere pictures and traces: calibration/workbench; the loop: sft.py.
@@ -21,7 +22,7 @@ from rexthinker_edge.calibration.workbench import items as workbench
 from rexthinker_edge.calibration.workbench import layout, render
 from rexthinker_edge.calibration.workbench.world import CATEGORIES, COLORS, LETTERS, PATTERNS, Level, Scene
 from rexthinker_edge.runtime import prompt
-from rexthinker_edge.runtime.positions import mrope_positions, text_positions
+from rexthinker_edge.runtime.positions import mrope_positions
 from rexthinker_edge.runtime.qwen_pixels import PixelLimits, VisionInput, qwen_pixels
 from rexthinker_edge.runtime.tokens import TextTokenizer
 from rexthinker_edge.training.tokenizer import number_ids
@@ -93,8 +94,12 @@ class Batch:
 def describe_parts(category: str) -> list[prompt.Part]:
     """The question of the warm-up: it asks for a line of labels per candidate."""
     return [
-        f"Please describe every {category} in the image.", prompt.IM_END, "\n", prompt.IM_START, "assistant\n",
-    ]  # fmt: skip
+        f"Please describe every {category} in the image.",
+        prompt.IM_END,
+        "\n",
+        prompt.IM_START,
+        "assistant\n",
+    ]
 
 
 class Sampler:
@@ -163,7 +168,10 @@ class Sampler:
         assert prefix[:system] == self.system_ids
         packed = []
         for question, answer in turns:
-            asked, said = self.tokenizer.encode_parts(question), self.tokenizer.encode_parts([answer, prompt.IM_END])
+            asked, said = (
+                self.tokenizer.encode_parts(question),
+                self.tokenizer.encode_parts([answer, prompt.IM_END]),
+            )
             packed.append((np.array(asked + said), np.array([IGNORE] * len(asked) + said)))
         return Sample(
             ids=np.array(prefix[system:]),
@@ -201,7 +209,9 @@ def _thing_fields(scene: Scene) -> NDArray[np.int64]:
     rows = []
     for thing in scene.things:
         values = (getattr(thing, field) for field in FIELDS)
-        rows.append([IGNORE if v is None else FIELDS[f].index(v) for f, v in zip(FIELDS, values, strict=True)])
+        rows.append(
+            [IGNORE if v is None else FIELDS[f].index(v) for f, v in zip(FIELDS, values, strict=True)]
+        )
     return np.array(rows, np.int64).reshape(-1, len(FIELDS))
 
 
@@ -209,7 +219,9 @@ def collate(samples: list[Sample], system_ids: list[int], pad_id: int, group: in
     """Pad prefixes to one length, and turns, sorted by length, to one length per `group`."""
     system, longest = len(system_ids), max(len(s.ids) for s in samples)
     lengths = torch.tensor([len(s.ids) for s in samples])
-    shown = torch.cat([torch.ones(len(samples), system, dtype=torch.bool), torch.arange(longest) < lengths[:, None]], 1)
+    shown = torch.cat(
+        [torch.ones(len(samples), system, dtype=torch.bool), torch.arange(longest) < lengths[:, None]], 1
+    )
     turns = [(row, ids, targets) for row, s in enumerate(samples) for ids, targets in s.turns]
     turns.sort(key=lambda turn: len(turn[1]))
     starts = np.array([s.next_position for s in samples])
@@ -227,7 +239,10 @@ def collate(samples: list[Sample], system_ids: list[int], pad_id: int, group: in
 
 
 def _turns(
-    turns: list[tuple[int, NDArray[np.int64], NDArray[np.int64]]], starts: NDArray[np.int64], shown: Tensor, pad_id: int
+    turns: list[tuple[int, NDArray[np.int64], NDArray[np.int64]]],
+    starts: NDArray[np.int64],
+    shown: Tensor,
+    pad_id: int,
 ) -> Turns:
     rows = torch.tensor([row for row, _, _ in turns])
     ids = _stack([ids for _, ids, _ in turns], pad_id)
@@ -244,7 +259,9 @@ def _turns(
 def _stack(arrays: list[NDArray[np.int64]], fill: int) -> Tensor:
     longest = max(a.shape[-1] for a in arrays)
     widths = [[(0, 0)] * (a.ndim - 1) + [(0, longest - a.shape[-1])] for a in arrays]
-    return torch.from_numpy(np.stack([np.pad(a, w, constant_values=fill) for a, w in zip(arrays, widths, strict=True)]))
+    return torch.from_numpy(
+        np.stack([np.pad(a, w, constant_values=fill) for a, w in zip(arrays, widths, strict=True)])
+    )
 
 
 def _causal(length: int, before: Tensor) -> Tensor:
