@@ -1,7 +1,7 @@
 """Where the time of an expression goes, and what the kept prefix saves.
 
 Layout    `measure` asks workbench pictures two expressions each: the first pays for the picture, the second
-          for itself. Stages are medians over pictures; a token's time is generation divided by decoder passes.
+          for itself. Stages are medians over pictures; a token takes generation time over decoder passes.
 Contract  Times are wall clock around the public calls; nothing is left out: `total` is what a caller waits.
           The report is schema `rexthinker-edge/bench/1`.
 Elsewhere accuracy: accuracy.py; the command: package/commands/bench.py.
