@@ -10,6 +10,9 @@ from rexthinker_edge.calibration.workbench.expressions import ask
 from rexthinker_edge.calibration.workbench.items import Item, hint_boxes, item_trace, make_item
 from rexthinker_edge.calibration.workbench.traces import write_trace
 from rexthinker_edge.calibration.workbench.world import COLORS, PATTERNS, Level, Scene, Thing
+from rexthinker_edge.runtime.answer import Status, read_answer
+from rexthinker_edge.runtime.generate import Finish
+from rexthinker_edge.runtime.trace import Verdict, read_trace
 
 RESIZED = (252, 196)
 LINE = re.compile(r"- (\w+) (\d+): (.+?) (✅|❌|⚠️)")
@@ -190,6 +193,19 @@ def test_a_trace_is_pinned() -> None:
     hint = [[150, 120, 190, 160], [10, 20, 30, 40], [90, 60, 110, 80]]
     text = write_trace(question, scene, (2, 0, 1), hint, np.random.default_rng(0), resized=(200, 200))
     assert text == PINNED
+
+
+def test_the_runtime_reads_the_same(told: list[tuple[Item, str, Trace]]) -> None:
+    """The runtime's own parsers, which know the structure and none of these words."""
+    for item, text, trace in told:
+        read = read_trace(text, item.category, len(item.candidates))
+        assert [section.title.partition(": ")[2] for section in read.sections[:-1]] == trace.titles
+        yes = tuple(k for k, index in enumerate(item.candidates) if index in item.question.answers)
+        assert tuple(k for k, verdict in enumerate(read.verdicts) if verdict is Verdict.MATCH) == yes
+        assert Verdict.UNKNOWN not in read.verdicts
+        answer = read_answer(text, Finish.STOP, hint_boxes(item.scene, item.candidates, RESIZED))
+        assert answer.status is (Status.FOUND if yes else Status.ABSENT), text
+        assert answer.indices == yes, text
 
 
 PINNED = """\
