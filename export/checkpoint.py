@@ -56,9 +56,9 @@ class Tensor:
         assert whole.dtype.name in NUMPY_TYPES, whole.dtype
         return cls(name, whole.dtype.name, whole.shape, whole.reshape(-1).view(np.uint8))
 
-    def float32(self) -> NDArray[np.float32]:
-        """A float32 copy of a floating-point tensor."""
-        typed = self.raw.view(NUMPY_TYPES[self.dtype]).reshape(self.shape)
+    def float32(self, rows: slice = slice(None)) -> NDArray[np.float32]:
+        """A float32 copy of a floating-point tensor, or of some of its rows."""
+        typed = self.raw.view(NUMPY_TYPES[self.dtype]).reshape(self.shape)[rows]
         return to_float32(typed) if self.dtype == "bfloat16" else typed.astype(np.float32)
 
 

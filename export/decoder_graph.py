@@ -48,7 +48,7 @@ class _Source:
         if self.recipe is None:
             return lower_linear(self.graph, x, self.graph.weight(weight), bias_name)
         width = bits or self.recipe.bits
-        codes, scales, zeros = packed_tensors(round_to_nearest(weight.float32(), width, self.recipe.block))
+        codes, scales, zeros = packed_tensors(round_to_nearest(weight, width, self.recipe.block))
         names = (
             self.graph.array(f"{name}.codes", codes),
             self.graph.array(f"{name}.scales", scales),

@@ -13,6 +13,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from rexthinker_edge.export.checkpoint import Tensor
 from rexthinker_edge.kernels.matmul_nbits import BlockWeight
 
 
@@ -41,10 +42,8 @@ def choose_block(widths: Iterable[int]) -> int:
     return 128 if all(width % 128 == 0 for width in widths) else 32
 
 
-def round_to_nearest(
-    weight: NDArray[np.float32], bits: int, block: int, slice_rows: int = 1024
-) -> BlockWeight:
-    """Quantise an (out, in) float32 weight; see the module's contract."""
+def round_to_nearest(weight: Tensor, bits: int, block: int, slice_rows: int = 1024) -> BlockWeight:
+    """Quantise an (out, in) weight; see the module's contract."""
     rows, columns = weight.shape
     blocks = -(-columns // block)
     codes = np.empty((rows, blocks * block), np.uint8)
@@ -52,7 +51,7 @@ def round_to_nearest(
     zero_points = np.empty((rows, blocks), np.uint8)
     for start in range(0, rows, slice_rows):
         part = slice(start, min(start + slice_rows, rows))
-        codes[part], scales[part], zero_points[part] = _round_rows(weight[part], bits, block, blocks)
+        codes[part], scales[part], zero_points[part] = _round_rows(weight.float32(part), bits, block, blocks)
     return BlockWeight(codes, scales, zero_points, bits, block, columns)
 
 

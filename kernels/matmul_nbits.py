@@ -45,7 +45,7 @@ def pack(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """Pack (..., n) codes into (..., ceil(n * bits / 8)) bytes, low nibble first; an odd last nibble is 0."""
     assert bits in (4, 8), bits
     if bits == 8:
-        return values.copy()
+        return values
     if values.shape[-1] % 2:
         values = np.concatenate([values, np.zeros_like(values[..., :1])], axis=-1)
     return values[..., 0::2] | (values[..., 1::2] << np.uint8(4))
@@ -55,7 +55,7 @@ def unpack(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint8
     """The first `count` codes of each packed row: the inverse of `pack`."""
     assert bits in (4, 8), bits
     if bits == 8:
-        return packed[..., :count].copy()
+        return packed[..., :count]
     pairs = np.stack([packed & np.uint8(15), packed >> np.uint8(4)], axis=-1)
     return pairs.reshape(*packed.shape[:-1], -1)[..., :count]
 

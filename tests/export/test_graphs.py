@@ -5,7 +5,7 @@ import onnx
 import pytest
 import torch
 
-from rexthinker_edge.export.checkpoint import Checkpoint
+from rexthinker_edge.export.checkpoint import Checkpoint, Tensor
 from rexthinker_edge.export.config import read_config
 from rexthinker_edge.export.decoder_graph import write_decoder
 from rexthinker_edge.export.quantize import IntegerRecipe, round_to_nearest
@@ -157,7 +157,9 @@ def test_int4_computes_what_its_integers_say(tmp_path, rng, tied):
         for name, module in reference.named_modules():
             if isinstance(module, torch.nn.Linear) and "visual" not in name:
                 bits = recipe.head_bits if name == "lm_head" else recipe.bits
-                weight = torch.tensor(dequantize(round_to_nearest(module.weight.numpy(), bits, 32)))
+                weight = torch.tensor(
+                    dequantize(round_to_nearest(Tensor.from_array(name, module.weight.numpy()), bits, 32))
+                )
                 assert (weight != module.weight).any()
                 module.weight = torch.nn.Parameter(weight)  # a new one: tied embeddings stay as they are
     assert torch.equal(reference.model.language_model.embed_tokens.weight, kept)

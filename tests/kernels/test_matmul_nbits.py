@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from rexthinker_edge.export.checkpoint import Tensor
 from rexthinker_edge.export.quantize import choose_block, round_to_nearest
 from rexthinker_edge.kernels.matmul_nbits import (
     BlockWeight,
@@ -40,7 +41,7 @@ def test_round_to_nearest_moves_no_value_by_more_than_half_a_step(rng, bits, blo
     weight = rng.standard_normal((9, columns)).astype(np.float32)
     weight[2] = 0
     weight[3] = np.abs(weight[3]) + 1  # one-sided: zero must still be representable
-    made = round_to_nearest(weight, bits, block, slice_rows=4)
+    made = round_to_nearest(Tensor.from_array("w", weight), bits, block, slice_rows=4)
     steps = np.repeat(made.scales, block, axis=1)[:, :columns]
     # Half a step of the code, and half a step because the zero point was rounded too; the ends of the range
     # are clipped to it, so the sum is one step at most.
@@ -55,7 +56,8 @@ def test_round_to_nearest_moves_no_value_by_more_than_half_a_step(rng, bits, blo
     ("bits", "block", "rows", "columns"), [(4, 32, 40, 96), (4, 128, 24, 384), (8, 32, 30, 64)]
 )
 def test_lowering(rng, run_lowering, bits, block, rows, columns):
-    weight = round_to_nearest(rng.standard_normal((rows, columns)).astype(np.float32), bits, block)
+    random = rng.standard_normal((rows, columns)).astype(np.float32)
+    weight = round_to_nearest(Tensor.from_array("w", random), bits, block)
     x, bias = (
         rng.standard_normal((1, 5, columns)).astype(np.float32),
         rng.standard_normal(rows).astype(np.float32),
