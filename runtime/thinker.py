@@ -10,7 +10,8 @@ Source    docs/sources.md#thinker
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -19,13 +20,14 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import ArrayLike, NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as refusals
 
 from rexthinker_edge.runtime import bundle as bundles
 from rexthinker_edge.runtime.boxes import check_boxes, to_resized_px
 from rexthinker_edge.runtime.bundle import Bundle, open_bundle
 from rexthinker_edge.runtime.decoder import Decoder, Embeddings, place_image
 from rexthinker_edge.runtime.detector import Detector
-from rexthinker_edge.runtime.errors import BoxError, DeviceError, OptionError
+from rexthinker_edge.runtime.errors import BoxError, BundleError, DeviceError, OptionError
 from rexthinker_edge.runtime.generate import now_ms
 from rexthinker_edge.runtime.image import Picture, Source, read_picture
 from rexthinker_edge.runtime.positions import mrope_positions
@@ -37,6 +39,16 @@ from rexthinker_edge.runtime.tokens import TextTokenizer, check_text
 from rexthinker_edge.runtime.vision import VisionTower
 
 DEVICES = ("cpu",)
+# What InferenceSession raises; they share no base but Exception.
+_REFUSALS = (
+    refusals.Fail,
+    refusals.InvalidArgument,
+    refusals.InvalidGraph,
+    refusals.InvalidProtobuf,
+    refusals.NoSuchFile,
+    refusals.NotImplemented,
+    refusals.RuntimeException,
+)
 
 
 @dataclass(frozen=True)
@@ -179,21 +191,40 @@ def small_bundle() -> Path:
 
 
 def open_parts(opened: Bundle, options: ort.SessionOptions) -> Parts:
-    """Open the three graphs, the embeddings and the tokenizers of a bundle."""
+    """Open the three graphs, the embeddings and the tokenizers of a bundle.
+
+    Raises:
+        BundleError: ONNX Runtime cannot open a graph, or a tokenizer or the embeddings are not as described.
+    """
     manifest = opened.manifest
     embeddings = Embeddings(opened.file(bundles.EMBEDDINGS), manifest.decoder)
+    with _opening(opened, bundles.DECODER) as path:
+        decoder = Decoder(path, embeddings, manifest.decoder, options)
+    with _opening(opened, bundles.VISION) as path:
+        vision = VisionTower(path, manifest.vision, options)
+    with _opening(opened, bundles.DETECTOR) as path:
+        detector = Detector(path, opened.file(bundles.DETECTOR_TOKENIZER), manifest.detector, options)
     language = Language(
         tokenizer=TextTokenizer(opened.file(bundles.TOKENIZER)),
-        decoder=Decoder(opened.file(bundles.DECODER), embeddings, manifest.decoder, options),
+        decoder=decoder,
         prompt=manifest.prompt,
         tokens=manifest.tokens,
         bundle=BundleInfo(manifest.name, opened.digest),
     )
-    vision = VisionTower(opened.file(bundles.VISION), manifest.vision, options)
-    detector = Detector(
-        opened.file(bundles.DETECTOR), opened.file(bundles.DETECTOR_TOKENIZER), manifest.detector, options
-    )
     return Parts(detector, vision, language)
+
+
+@contextmanager
+def _opening(opened: Bundle, name: str) -> Iterator[Path]:
+    """The path of a graph; what ONNX Runtime says against it becomes a BundleError."""
+    try:
+        yield opened.file(name)
+    except _REFUSALS as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BundleError(
+            f"{opened.path.name}/{name}: ONNX Runtime {ort.__version__} cannot open it ({reason}). "
+            "Update onnxruntime, or export the bundle again."
+        ) from error
 
 
 def _check_device(device: str) -> None:

@@ -74,6 +74,7 @@ def write_bundle(directory: Path, manifest: bundles.Manifest | None = None) -> P
     directory.mkdir(parents=True, exist_ok=True)
     for name in bundles.REQUIRED:
         (directory / name).write_bytes(f"stand-in for {name}".encode())
+    (directory / bundles.EMBEDDINGS).write_bytes(bytes(4 * VOCABULARY))
     write_tokenizer(directory / bundles.TOKENIZER)
     bundles.seal(directory, manifest or make_manifest())
     return directory
@@ -197,6 +198,12 @@ def second_is_it(prompt: str) -> str:
         "# Summarize and Re-Check answer\n- Ball 1: blue → ❌\n- Ball 2: red → ✅\n"
         f'</think><answer>json\n[{{"bbox_2d": {box}, "label": "it"}}]\n</answer>'
     )
+
+
+@pytest.fixture
+def sealed_bundle(tmp_path):
+    """A whole bundle whose graphs are none."""
+    return write_bundle(tmp_path / "bundles" / "stand-in")
 
 
 @pytest.fixture

@@ -5,17 +5,19 @@ import json
 import os
 from dataclasses import replace
 
+import onnxruntime
 import pytest
 
 from rexthinker_edge.runtime import bundle as bundles
 from rexthinker_edge.runtime.bundle import open_bundle, seal, staged
 from rexthinker_edge.runtime.errors import BundleError
 from rexthinker_edge.runtime.strict_json import to_json
+from rexthinker_edge.runtime.thinker import load
 
 
 @pytest.fixture
-def directory(make_world):
-    return make_world().directory
+def directory(sealed_bundle):
+    return sealed_bundle
 
 
 def edit(directory, change):
@@ -236,3 +238,11 @@ def test_a_partial_directory_can_be_kept(directory, tmp_path):
         assert (again / "vision.onnx").read_bytes() == b"half"
         fill(again, directory)
     assert open_bundle(target)
+
+
+def test_a_graph_that_cannot_be_opened_is_named(sealed_bundle):
+    with pytest.raises(BundleError) as caught:
+        load(sealed_bundle, threads=1)
+    started = f"stand-in/decoder.onnx: ONNX Runtime {onnxruntime.__version__} cannot open it ("
+    assert str(caught.value).startswith(started)
+    assert str(caught.value).endswith(". Update onnxruntime, or export the bundle again.")
