@@ -80,6 +80,11 @@ class Probes(nn.Module):
                 right.append(math.nan)
         return loss / len(self.sizes), right
 
+    def places(self, hidden: Tensor, cells: Tensor) -> Tensor:
+        """Cross-entropy of row and column; one head, so that pictures and boxes name a place alike."""
+        logits = self.place(hidden).view(-1, 2, CELL_BINS)
+        return cross_entropy(logits.flatten(0, 1), cells.clamp(max=CELL_BINS - 1).flatten())
+
 
 class Trainee(nn.Module):
     """Model and probes, with the two hidden states the probes look at."""
@@ -149,13 +154,14 @@ class Trainee(nn.Module):
     def _probe(self, batch: Batch, image_pad: int, figures: dict[str, float]) -> Tensor:
         pictures = batch.ids == image_pad
         nothing = torch.tensor([size - 1 for size in self.probes.sizes])
-        cells, places, boxes, rows, columns = [], [], [], [], []
+        cells, places, boxes, centres, rows, columns = [], [], [], [], [], []
         for row, sample in enumerate(batch.samples):
             fields = torch.from_numpy(sample.thing_fields)
             under = torch.from_numpy(sample.cell_things)
             cells.append(torch.where((under < 0)[:, None], nothing, fields[under.clamp(min=0)]))
             _, grid_h, grid_w = sample.vision.grid_thw
             places.append(torch.cartesian_prod(torch.arange(grid_h // 2), torch.arange(grid_w // 2)))
+            centres.append(torch.from_numpy(sample.box_cells))
             boxes.append(fields[torch.from_numpy(sample.box_things)])
             rows += [row] * len(sample.box_ends)
             columns += sample.box_ends.tolist()
@@ -163,11 +169,12 @@ class Trainee(nn.Module):
         seen_loss, _ = self.probes.fields(self.probes.seen, self._hidden["seen"][pictures], torch.cat(cells))
         cell_loss, _ = self.probes.fields(self.probes.cell, at_cells, torch.cat(cells))
         box_loss, right = self.probes.fields(self.probes.box, at_boxes, torch.cat(boxes))
-        place = self.probes.place(at_cells).view(-1, 2, CELL_BINS)
-        place_loss = cross_entropy(place.flatten(0, 1), torch.cat(places).clamp(max=CELL_BINS - 1).flatten())
+        place_loss = self.probes.places(at_cells, torch.cat(places))
+        centre_loss = self.probes.places(self._hidden["cell"][rows, columns], torch.cat(centres))
         figures |= {"seen": seen_loss.item(), "cell": cell_loss.item(), "place": place_loss.item()}
+        figures["centre"] = centre_loss.item()
         figures |= {f"box_{field}": value for field, value in zip(FIELDS, right, strict=True)}
-        return seen_loss + cell_loss + place_loss + box_loss
+        return seen_loss + cell_loss + place_loss + centre_loss + box_loss
 
 
 def _lend(cache: DynamicCache, rows: Tensor) -> DynamicCache:

@@ -111,9 +111,9 @@ class Recipe:
     shape: Shape = Shape()
     pixels: Pixels = Pixels()
     stages: tuple[Stage, ...] = (
-        Stage("tie", 1000, 16, 1, 1.0, 0.3, 1.0, 3e-3, 3e-3),
-        Stage("traces", 5000, 12, 4, 0.15, 0.35, 0.3, 3e-3, 1.5e-3),
-        Stage("settle", 1500, 12, 4, 0.05, 0.4, 0.1, 1.5e-3, 0.0),
+        Stage("tie", 400, 16, 1, 1.0, 0.3, 1.0, 2.5e-3, 2.5e-3),
+        Stage("traces", 1000, 12, 4, 0.15, 0.35, 0.5, 2.5e-3, 1.2e-3),
+        Stage("settle", 300, 12, 4, 0.05, 0.4, 0.2, 1.2e-3, 0.0),
     )
     warmup: int = 60
     weight_decay: float = 0.02

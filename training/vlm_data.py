@@ -36,6 +36,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "size": ("small", "large"),
     "letter": tuple(LETTERS),
 }
+CELL_PX = 28  # side of a picture token, in resized pixels
 CELL_BINS = 32
 FIRST_EVALUATION_SEED = 1_000_000
 
@@ -52,6 +53,7 @@ class Sample:
         cell_things: (T,) int64, the thing under each picture token, -1 for none.
         box_ends: (B,) int64, the prefix token at which each hint box is complete.
         box_things: (B,) int64, the thing of each hint box.
+        box_cells: (B, 2) int64, row and column of the picture token under each box's centre.
         thing_fields: (things, fields) int64 class per FIELDS, IGNORE where it does not apply.
     """
 
@@ -63,6 +65,7 @@ class Sample:
     cell_things: NDArray[np.int64]
     box_ends: NDArray[np.int64]
     box_things: NDArray[np.int64]
+    box_cells: NDArray[np.int64]
     thing_fields: NDArray[np.int64]
 
 
@@ -139,7 +142,7 @@ class Sampler:
         parts = prompt.prefix(
             prompt.SYSTEM, prompt.Wording.DETECT, category, boxes.tolist(), vision.merged_tokens()
         )
-        return self._pack(self.tokenizer.encode_parts(parts), turns, vision, scene, np.array(candidates))
+        return self._pack(self.tokenizer.encode_parts(parts), turns, vision, scene, candidates, boxes)
 
     def _subject(
         self, level: Level, describe: bool, count: int, rng: np.random.Generator, index: int
@@ -161,7 +164,8 @@ class Sampler:
         turns: list[tuple[list[prompt.Part], str]],
         vision: VisionInput,
         scene: Scene,
-        candidates: NDArray[np.int64],
+        candidates: tuple[int, ...],
+        boxes: NDArray[np.int64],
     ) -> Sample:
         positions, start = mrope_positions(np.array(prefix), self._image_pad, [vision.grid_thw])
         system = len(self.system_ids)
@@ -181,7 +185,8 @@ class Sampler:
             vision=vision,
             cell_things=_things_under_cells(scene, vision),
             box_ends=self._box_ends(prefix[system:], len(candidates)),
-            box_things=candidates,
+            box_things=np.array(candidates),
+            box_cells=(boxes[:, [1, 0]] + boxes[:, [3, 2]]) // 2 // CELL_PX,
             thing_fields=_thing_fields(scene),
         )
 

@@ -1,0 +1,104 @@
+"""Training computes what the runtime computes: a prefix once, its turns over it, targets of the answer alone."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from rexthinker_edge.runtime import prompt
+from rexthinker_edge.runtime.qwen_pixels import PixelLimits
+from rexthinker_edge.training import sft
+from rexthinker_edge.training.tokenizer import train_tokenizer, workbench_texts
+from rexthinker_edge.training.vlm_config import Recipe, Shape, Stage
+from rexthinker_edge.training.vlm_data import IGNORE, Sampler, collate
+
+SHAPE = Shape(hidden=64, layers=4, heads=2, kv_heads=1, feed_forward=96, vision_depth=2, vision_hidden=64,
+              vision_heads=2, vision_feed_forward=96, vision_full_attention=(1,))  # fmt: skip
+STAGE = Stage("test", steps=4, scenes=2, expressions=2, describe=0.0, full=0.5, auxiliary=1.0, learning_rate=1e-3,
+              final_rate=0.0)  # fmt: skip
+LIMITS = PixelLimits(min_pixels=16 * 784, max_pixels=36 * 784)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("sft") / "tokenizer.json"
+    train_tokenizer(workbench_texts(seed=3, count=20), words=300).save(str(file))
+    return file
+
+
+@pytest.fixture(scope="module")
+def sampler(path: Path) -> Sampler:
+    return Sampler(path, LIMITS, seed=5)
+
+
+def test_the_loss_is_that_of_each_whole_conversation(path: Path, sampler: Sampler) -> None:
+    samples = [sampler.sample(STAGE, index) for index in range(2)]
+    trainee = sft.Trainee(sft.build_model(SHAPE, path, seed=1), SHAPE)
+    image_pad = sampler.tokenizer.special_id("<|image_pad|>")
+    with torch.no_grad():
+        loss, _ = trainee(collate(samples, sampler.system_ids, 0, group=3), image_pad, auxiliary=0.0)
+        losses, count = 0.0, 0
+        for sample in samples:
+            for ids, targets in sample.turns:
+                whole = torch.tensor([[*sampler.system_ids, *sample.ids, *ids]])
+                logits = trainee.model(
+                    input_ids=whole,
+                    pixel_values=torch.from_numpy(sample.vision.patches),
+                    image_grid_thw=torch.tensor([sample.vision.grid_thw]),
+                    mm_token_type_ids=(whole == image_pad).int(),
+                ).logits[0, -len(ids) - 1 : -1]
+                losses += float(cross_entropy(logits, torch.from_numpy(targets), reduction="sum"))
+                count += int((targets != IGNORE).sum())
+    # float32 over a few hundred tokens in another order of summation
+    assert float(loss) == pytest.approx(losses / count, rel=1e-4)
+
+
+def test_a_sample_is_a_prompt_of_the_runtime_and_predicts_the_answer_alone(sampler: Sampler) -> None:
+    sample = sampler.sample(STAGE, 3)
+    ids, targets = sample.turns[0]
+    known = targets != IGNORE
+    text = sampler.tokenizer.decode(ids[known].tolist())
+    assert text.startswith("<think>")
+    assert "</answer>" in text
+    opening = sampler.tokenizer.encode_parts(prompt.suffix(prompt.Wording.DETECT, "x"))[-3:]
+    assert ids[~known][-3:].tolist() == opening
+    assert (ids[known] == targets[known]).all()
+    again = sampler.sample(STAGE, 3)
+    assert all(np.array_equal(a[0], b[0]) for a, b in zip(sample.turns, again.turns, strict=True))
+
+
+def test_boxes_end_at_their_last_number_and_know_their_cell(sampler: Sampler) -> None:
+    sample = sampler.sample(replace(STAGE, describe=1.0), 7)
+    assert len(sample.box_ends) == len(sample.box_things) == len(sample.box_cells)
+    for end, cell in zip(sample.box_ends, sample.box_cells, strict=True):
+        x0, y0, x1, y1 = (
+            int(sampler.tokenizer.decode([int(i)]).strip(", ")) for i in sample.ids[end - 3 : end + 1]
+        )
+        assert (x0 < x1, y0 < y1) == (True, True)
+        assert cell.tolist() == [(y0 + y1) // 2 // 28, (x0 + x1) // 2 // 28]
+
+
+def test_an_interrupted_run_goes_on_where_it_was_saved(path: Path, tmp_path: Path) -> None:
+    recipe = Recipe(shape=SHAPE, stages=(replace(STAGE, steps=4),), warmup=1)
+    half = replace(recipe, stages=(replace(STAGE, steps=4, final_rate=1e-3),))
+    sft.train(half, path, tmp_path / "run", resume=False, threads=1)
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    assert state["progress"] == {"step": 4, "sample": 8}
+    longer = replace(half, stages=(replace(STAGE, steps=8, final_rate=1e-3),))
+    sft.train(longer, path, tmp_path / "run", resume=True, threads=1)
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    assert state["progress"] == {"step": 8, "sample": 16}
+    names = {file.name for file in (tmp_path / "run" / "checkpoint").iterdir()}
+    assert names >= {"config.json", "model.safetensors", "tokenizer.json", "rexthinker.json"}
+
+
+def test_stages_follow_one_another_and_rates_fall_linearly() -> None:
+    recipe = Recipe(stages=(replace(STAGE, learning_rate=1.0), replace(STAGE, name="next")), warmup=1)
+    assert sft.stage_at(recipe, 2) == (recipe.stages[0], 0.5)
+    found = sft.stage_at(recipe, 4)
+    assert found is not None
+    assert found[0].name == "next"
+    assert sft.stage_at(recipe, 8) is None
