@@ -58,7 +58,7 @@ def make_manifest(max_length: int = 2000) -> bundles.Manifest:
         tokens=bundles.TokenIds(
             image_pad=SPECIALS.index("<|image_pad|>"), eos=(SPECIALS.index("<|im_end|>"),)
         ),
-        vision=VisionGeometry(patch=14, temporal_patch=2, merge=2, window=112, hidden=1, max_side=200),
+        vision=VisionGeometry(patch=14, temporal_patch=2, merge=2, window=112, hidden=1, max_patches=10_000),
         decoder=DecoderGeometry(1, 1, 1, 1, 1, VOCABULARY, (1, 0, 0), 1e4, max_length, "float32"),
         detector=DetectorGeometry(800, 1333, 32, (0.5,) * 3, (0.5,) * 3, 9, 256, 0.25),
         files={},

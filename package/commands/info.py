@@ -31,7 +31,7 @@ def info(bundle: Path | None, as_json: bool) -> int:
         "digest": opened.digest,
         "model": f"{manifest.model.name} ({manifest.model.source}, {manifest.model.revision})",
         "licence": manifest.model.licence,
-        "notice": manifest.model.notice,
+        "notice": _first_line(manifest.model.notice),
         "precision": ", ".join(f"{part} {recipe}" for part, recipe in manifest.quantisation.items()),
         "decoder": f"{shape.layers} layers of {shape.hidden}, {shape.max_length:,} tokens",
         "pictures": f"{manifest.prompt.min_pixels:,} to {manifest.prompt.max_pixels:,} pixels",
@@ -42,3 +42,10 @@ def info(bundle: Path | None, as_json: bool) -> int:
     for name, text in rows.items():
         click.echo(f"{name:<11} {text}")
     return 0
+
+
+def _first_line(notice: str) -> str:
+    """A notice may be a whole licence: its beginning, and where the rest is."""
+    lines = [line.strip() for line in notice.splitlines() if line.strip()]
+    more = f" … ({len(lines) - 1} more lines: --json)" if len(lines) > 1 else ""
+    return (lines[0] if lines else "none") + more

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from rexthinker_edge import progress
 from rexthinker_edge.cli import VERBS, run
 from rexthinker_edge.commands.show import printable
+from rexthinker_edge.runtime.bundle import open_bundle, seal
 
 
 @pytest.fixture
@@ -233,6 +235,11 @@ def test_info(make_world, capsys):
     out = capsys.readouterr().out
     assert "licence     Apache-2.0" in out
     assert f"path        {world.directory}" in out
+    assert "notice      None.\n" in out
+    long = replace(open_bundle(world.directory).manifest.model, notice="\n  Licence\n\n1. …\n")
+    seal(world.directory, replace(open_bundle(world.directory).manifest, model=long))
+    assert run(["info"]) == 0
+    assert "notice      Licence … (1 more lines: --json)\n" in capsys.readouterr().out
     assert run(["info", str(world.directory), "--json"]) == 0
     value = json.loads(capsys.readouterr().out)
     assert value["manifest"] == json.loads((world.directory / "manifest.json").read_text())
