@@ -26,7 +26,8 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+    made: Tensor = x.mT if tall else x
+    return made
 
 
 class Muon(torch.optim.Optimizer):

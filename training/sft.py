@@ -187,7 +187,7 @@ def _lend(cache: DynamicCache, rows: Tensor) -> DynamicCache:
 
 def optimisers(trainee: Trainee, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the model, AdamW for embeddings, norms, biases and probes."""
-    matrices, others = [], []
+    matrices, others = list[nn.Parameter](), list[nn.Parameter]()
     for name, p in trainee.named_parameters():
         inside = p.ndim == 2 and name.startswith("model.") and "embed_tokens" not in name
         (matrices if inside else others).append(p)
@@ -301,6 +301,7 @@ def _step(
     rate: float,
     clip: float,
 ) -> dict[str, float]:
+    figures: dict[str, float]
     loss, figures = trainee(batch, image_pad, auxiliary)
     loss.backward()
     figures["norm"] = float(nn.utils.clip_grad_norm_(trainee.parameters(), clip))

@@ -1,4 +1,4 @@
-"""Training computes what the runtime computes: a prefix once, its turns over it, targets of the answer alone."""
+"""Training computes what the runtime computes: a prefix once, its turns over it, the answer predicted."""
 
 from dataclasses import replace
 from pathlib import Path
