@@ -20,8 +20,10 @@ from torch import Tensor
 
 from rexthinker_edge.calibration.workbench import items as workbench
 from rexthinker_edge.calibration.workbench import layout, render
+from rexthinker_edge.calibration.workbench.traces import write_trace
 from rexthinker_edge.calibration.workbench.world import CATEGORIES, COLORS, LETTERS, PATTERNS, Level, Scene
 from rexthinker_edge.runtime import prompt
+from rexthinker_edge.runtime.boxes import Size
 from rexthinker_edge.runtime.positions import mrope_positions
 from rexthinker_edge.runtime.qwen_pixels import PixelLimits, VisionInput, qwen_pixels
 from rexthinker_edge.runtime.tokens import TextTokenizer
@@ -127,7 +129,7 @@ class Sampler:
         describe = bool(rng.random() < stage.describe)
         scene, category, candidates, items = self._subject(level, describe, stage.expressions, rng, index)
         vision = qwen_pixels(render.render(scene), self._limits)
-        boxes = workbench.hint_boxes(scene, candidates, vision.resized)
+        boxes = _shaken(workbench.hint_boxes(scene, candidates, vision.resized), vision.resized, rng)
         if describe:
             text = workbench.describe_things(scene, candidates, workbench.ATTRIBUTES, category)
             turns = [(describe_parts(category), text)]
@@ -135,7 +137,7 @@ class Sampler:
             turns = [
                 (
                     prompt.suffix(prompt.Wording.DETECT, item.question.expression),
-                    workbench.item_trace(item, vision.resized, int(rng.integers(2**31))),
+                    write_trace(item.question, scene, candidates, boxes, rng, resized=vision.resized),
                 )
                 for item in items
             ]
@@ -195,6 +197,15 @@ class Sampler:
         numbers = np.flatnonzero(np.isin(prefix, self._numbers))[-4 * count :]
         assert len(numbers) == 4 * count, (len(numbers), count)
         return numbers[3::4]
+
+
+def _shaken(boxes: NDArray[np.int64], resized: Size, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Every other time, edges moved as a detector's are: by 3 % of the side, one standard deviation."""
+    if rng.random() < 0.5:
+        return boxes
+    sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
+    moved = np.rint(boxes + 0.03 * sides * rng.standard_normal(boxes.shape)).astype(np.int64)
+    return np.clip(moved, 0, np.array(resized * 2) - 1)
 
 
 def _things_under_cells(scene: Scene, vision: VisionInput) -> NDArray[np.int64]:
