@@ -147,7 +147,8 @@ def described(recipe: IntegerRecipe | None, stored: str) -> dict[str, str]:
             f"{recipe.accuracy_level}; "
             f"output layer int{recipe.head_bits}; embeddings {stored}"
         )
-    return {bundles.DETECTOR: "fp32", bundles.VISION: kept, bundles.DECODER: words}
+    detector = "fp32, weights stored as bfloat16 where that is exact"
+    return {bundles.DETECTOR: detector, bundles.VISION: kept, bundles.DECODER: words}
 
 
 def describe_json(manifest: Manifest) -> str:

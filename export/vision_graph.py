@@ -31,11 +31,16 @@ from rexthinker_edge.runtime.vision import VisionGeometry
 EPSILON = 1e-6  # transformers writes it into the tower's norms, whatever the text model uses
 
 
-def longest_side(config: VisionConfig, max_pixels: int) -> int:
-    """Patches along the longest side that preprocessing can give: the most elongated picture allowed."""
+def most_patches(config: VisionConfig, max_pixels: int) -> int:
+    """Patches of the largest picture that preprocessing can give.
+
+    A picture within `max_pixels` and the allowed aspect has sides up to sqrt(max_pixels * aspect); rounding
+    to whole merged patches adds less than one of them to either side.
+    """
     step = config.patch * config.merge
-    side_px = math.sqrt(max_pixels * MAX_ASPECT) + 2 * step
-    return math.ceil(side_px / step) * config.merge
+    longest_px = math.sqrt(max_pixels * MAX_ASPECT)
+    area_px = max_pixels + 2 * step * longest_px + step**2
+    return math.ceil(area_px / config.patch**2)
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,8 @@ def write_vision(
     Returns:
         What the runtime must know of it.
     """
-    max_side = longest_side(config, max_pixels)
+    # MRotaryEmbedding wants as many table rows as there are patches, though no position is that large.
+    max_patches = most_patches(config, max_pixels)
     volume = config.patch_volume
     with GraphWriter(out_dir / "vision.onnx", dry) as graph:
         source = _Source(graph, checkpoint, config)
@@ -78,7 +84,7 @@ def write_vision(
             graph.input("row_slots", "int64", ["patches"]),
         )
         quarter = config.head_dim // 4
-        cos, sin = rotary_table(config.rope_theta, 2 * quarter, max_side, copies=2)
+        cos, sin = rotary_table(config.rope_theta, 2 * quarter, max_patches, copies=2)
         tables = (graph.array("rotary.cos", cos), graph.array("rotary.sin", sin))
         kernel = (config.hidden, 3, config.temporal_patch, config.patch, config.patch)
         proj = checkpoint.tensor("visual.patch_embed.proj.weight", kernel)
@@ -91,7 +97,7 @@ def write_vision(
         graph.output("features", "float32", shape, _merger(source, x))
         graph.save()
     return VisionGeometry(
-        config.patch, config.temporal_patch, config.merge, config.window, config.out_hidden, max_side
+        config.patch, config.temporal_patch, config.merge, config.window, config.out_hidden, max_patches
     )
 
 

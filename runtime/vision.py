@@ -27,8 +27,8 @@ from rexthinker_edge.runtime.qwen_pixels import VisionInput
 class VisionGeometry:
     """What the runtime must know of the tower; the manifest carries it.
 
-    `hidden` is the width of a feature (the decoder's), `window` is in pixels, `max_side` the most patches
-    a side that the graph's rotary table holds.
+    `hidden` is the width of a feature (the decoder's), `window` is in pixels, `max_patches` the rows of the
+    graph's rotary table: no picture may have more patches.
     """
 
     patch: int
@@ -36,7 +36,7 @@ class VisionGeometry:
     merge: int
     window: int
     hidden: int
-    max_side: int
+    max_patches: int
 
 
 @dataclass(frozen=True)
@@ -106,14 +106,14 @@ class VisionTower:
             (N / merge², hidden) float32, in the order of the prompt's picture tokens.
 
         Raises:
-            ImageError: a side has more patches than the graph's rotary table.
+            ImageError: more patches than the graph's rotary table has rows.
         """
         frames, height, width = (int(v) for v in vision.grid_thw)
         assert frames == 1, f"still pictures only, got {frames} frames"
-        if max(height, width) > self.geometry.max_side:
+        if height * width > self.geometry.max_patches:
             raise ImageError(
-                f"picture: {width} x {height} patches after resizing, "
-                f"the bundle allows {self.geometry.max_side} a side. Give a less elongated picture."
+                f"picture: {width} x {height} patches after resizing, the bundle allows "
+                f"{self.geometry.max_patches:,} in all. Give a smaller picture."
             )
         windows = attention_windows(height, width, self.geometry)
         feeds = {

@@ -9,12 +9,13 @@ from rexthinker_edge.export.checkpoint import Checkpoint, Tensor
 from rexthinker_edge.export.config import read_config
 from rexthinker_edge.export.decoder_graph import write_decoder
 from rexthinker_edge.export.quantize import IntegerRecipe, round_to_nearest
+from rexthinker_edge.export.vision_graph import most_patches
 from rexthinker_edge.kernels.matmul_nbits import dequantize
 from rexthinker_edge.runtime.decoder import place_image
 from rexthinker_edge.runtime.errors import ImageError
 from rexthinker_edge.runtime.generate import Generation, Limits
 from rexthinker_edge.runtime.positions import mrope_positions, text_positions
-from rexthinker_edge.runtime.qwen_pixels import VisionInput
+from rexthinker_edge.runtime.qwen_pixels import VisionInput, smart_resize
 
 from .conftest import END, IMAGE, MAX_LENGTH, START, load_reference, make_model, open_decoder
 
@@ -65,15 +66,35 @@ def test_vision_tower(exported, rng, shape, grid):
     assert close(ours, theirs.numpy())
 
 
-def test_vision_tower_refuses_a_side_beyond_its_table(exported):
+@pytest.mark.parametrize("max_pixels", [16 * 784, 100 * 784, 1280 * 784])
+def test_every_picture_that_preprocessing_gives_fits_the_table(exported, max_pixels):
+    config = exported().config.vision
+    most = most_patches(config, max_pixels)
+    seen = 0
+    for height, width in [
+        (1, 1),
+        (3, 599),
+        (600, 3),
+        (1000, 1000),
+        (28, 5600),
+        (29, 31),
+        (333, 999),
+        (27, 2800),
+    ]:
+        for min_pixels in (16 * 784, max_pixels):
+            sides = smart_resize(height, width, min_pixels, max_pixels)
+            seen = max(seen, sides[0] * sides[1] // 196)
+    assert max_pixels // 196 <= seen <= most
+
+
+def test_vision_tower_takes_its_largest_picture_and_refuses_larger(exported, rng):
     made = exported()
-    side = made.vision.geometry.max_side
-    # 448 x 448 px at aspect 200: 6,336 px, 452 patches, and two merged patches of rounding
-    assert 452 <= side <= 460
-    with pytest.raises(ImageError, match=f"the bundle allows {side} a side"):
-        made.vision.encode(
-            VisionInput(np.zeros(((side + 2) * 2, 1176), np.float32), (1, 2, side + 2), (0, 0))
-        )
+    most = made.vision.geometry.max_patches
+    assert most == 2839  # 448² + 56 * sqrt(448² * 200) + 784 px, of 196 each
+    width = most // 4 * 2
+    assert np.isfinite(made.vision.encode(picture(rng, 2, width))).all()
+    with pytest.raises(ImageError, match=f"{width + 2} x 2 patches .* allows 2,839 in all"):
+        made.vision.encode(picture(rng, 2, width + 2))
 
 
 @pytest.mark.parametrize("shape", list(SHAPES)[:6])

@@ -13,7 +13,7 @@ from rexthinker_edge.runtime.positions import mrope_positions, text_positions
 from rexthinker_edge.runtime.vision import VisionGeometry, attention_windows, patch_positions
 
 PAD = 500
-GEOMETRY = VisionGeometry(patch=14, temporal_patch=2, merge=2, window=112, hidden=8, max_side=100)
+GEOMETRY = VisionGeometry(patch=14, temporal_patch=2, merge=2, window=112, hidden=8, max_patches=400)
 
 
 def theirs(ids, grids):
