@@ -1,0 +1,202 @@
+"""The whole export: what the bundle says, that it runs, and that failures leave nothing behind."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from tokenizers import Tokenizer
+
+from rexthinker_edge.commands.export import export
+from rexthinker_edge.export import pipeline
+from rexthinker_edge.export.pipeline import ExportOptions, check_checkpoint, export_bundle
+from rexthinker_edge.export.quantize import Precision
+from rexthinker_edge.export.source_files import PUBLISHED_PROMPT, end_tokens, read_settings
+from rexthinker_edge.runtime import thinker as thinkers
+from rexthinker_edge.runtime.bundle import ModelCard, open_bundle
+from rexthinker_edge.runtime.detector import DetectorGeometry
+from rexthinker_edge.runtime.errors import BundleError, CheckpointError, ConfigError, OptionError
+from tests.conftest import SPECIALS, FakeDetector, write_tokenizer
+
+from .conftest import make_model
+
+SETTINGS = {
+    "system": "Look.", "wording": "locate", "min_pixels": 16 * 784, "max_pixels": 64 * 784,
+    "max_new_tokens": 9,
+    "model": {"name": "tiny", "source": "tests", "revision": "1", "licence": "Apache-2.0", "notice": "None."},
+}  # fmt: skip
+GEOMETRY = DetectorGeometry(800, 1333, 32, (0.5,) * 3, (0.5,) * 3, 9, 256, 0.25)
+
+
+@pytest.fixture
+def vlm(tmp_path):
+    """A random checkpoint with its tokenizer and settings."""
+    directory = tmp_path / "vlm"
+    make_model(directory, {"vocab_size": 400}, {}, tied=True)
+    write_tokenizer(directory / "tokenizer.json")
+    config = json.loads((directory / "config.json").read_text())
+    for key in ("image_pad", "vision_start", "vision_end"):
+        config[f"{key.removesuffix('_pad')}_token_id"] = SPECIALS.index(f"<|{key}|>")
+    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "rexthinker.json").write_text(json.dumps(SETTINGS))
+    return directory
+
+
+@pytest.fixture
+def detector(tmp_path, monkeypatch):
+    """A stand-in for the detector's export and for the detector: both have tests of their own."""
+    directory = tmp_path / "detector"
+    directory.mkdir()
+    write_tokenizer(directory / "tokenizer.json")
+
+    def write_detector(checkpoint: Path, out: Path) -> DetectorGeometry:
+        assert checkpoint == directory
+        out.write_bytes(b"stand-in")
+        return GEOMETRY
+
+    monkeypatch.setattr(pipeline, "write_detector", write_detector)
+    monkeypatch.setattr(thinkers, "Detector", lambda *_: FakeDetector())
+    return directory
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+def test_a_bundle_is_complete_and_answers_as_recorded(vlm, detector, tmp_path, precision):
+    out = tmp_path / "bundle"
+    reports = []
+    options = ExportOptions(precision=precision)
+    manifest = export_bundle(vlm, detector, out, options, lambda *r: reports.append(r))
+    assert open_bundle(out, hashes=True).manifest == manifest
+    assert manifest.model == ModelCard(**SETTINGS["model"])
+    assert (manifest.name, manifest.prompt.system, manifest.prompt.max_new_tokens) == ("tiny", "Look.", 9)
+    assert (manifest.tokens.image_pad, manifest.tokens.eos) == (SPECIALS.index("<|image_pad|>"), (2,))
+    assert manifest.decoder.max_length == 512  # the model's own limit, below the default
+    words = {
+        Precision.FP32: "fp32, weights stored as bfloat16",
+        Precision.INT4: "int4 round-to-nearest, block 32, accuracy level 4; output layer int8; "
+        "embeddings bfloat16",
+    }
+    assert manifest.quantisation["decoder.onnx"] == words[precision]
+    done = [done for _, done, _ in reports]
+    assert done == sorted(done)
+    assert done[-1] == reports[-1][2]  # every byte of the checkpoint was asked for
+    assert len(manifest.golden) == 3
+    thinker = thinkers.load(out, threads=1)
+    for golden in manifest.golden:
+        scene = thinker.look(out / golden.picture, golden.category, golden.candidates)
+        assert scene.refer(golden.expression).token_ids == golden.token_ids
+        assert 0 < len(golden.token_ids) <= 9
+        assert len(golden.detected) == 3
+
+
+def test_a_failure_leaves_what_stood_there(vlm, detector, tmp_path, monkeypatch):
+    out = tmp_path / "bundle"
+    export_bundle(vlm, detector, out, ExportOptions())
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+
+    def broken(*_):
+        raise CheckpointError("detector: broken")
+
+    with pytest.raises(BundleError, match="exists already"):
+        export_bundle(vlm, detector, out, ExportOptions())
+    monkeypatch.setattr(pipeline, "write_detector", broken)
+    with pytest.raises(CheckpointError, match="broken"):
+        export_bundle(vlm, detector, out, ExportOptions(overwrite=True))
+    with pytest.raises(CheckpointError, match="broken"):
+        export_bundle(vlm, detector, tmp_path / "other", ExportOptions())
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "detector", "vlm"]
+
+
+def test_dry_run(vlm, tmp_path):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    assert check_checkpoint(vlm, scratch).text.vocab == 400
+    assert sum(p.stat().st_size for p in scratch.iterdir()) < 100_000
+    config = json.loads((vlm / "config.json").read_text())
+    config["text_config"]["intermediate_size"] = 80
+    (vlm / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"gate_proj.weight' has shape \[96, 64\]"):
+        check_checkpoint(vlm, scratch)
+
+
+def test_a_layer_too_many_is_refused(vlm, tmp_path):
+    config = json.loads((vlm / "config.json").read_text())
+    config["text_config"] |= {"num_hidden_layers": 1, "layer_types": ["full_attention"]}
+    (vlm / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"12 tensors have no place .* 'model.layers.1"):
+        check_checkpoint(vlm, tmp_path)
+
+
+def test_options(vlm, detector, tmp_path):
+    out = tmp_path / "bundle"
+    cases = [
+        (ExportOptions(max_length=513), "max_length: 513, needed 1 to 512"),
+        (ExportOptions(precision=Precision.INT4, block=48), "block: 48, needed 16, 32"),
+        (ExportOptions(precision=Precision.INT4, accuracy_level=3), "accuracy_level: 3, needed 0 or 4"),
+        (ExportOptions(licence=""), "licence: neither"),
+    ]
+    for options, message in cases:
+        with pytest.raises(OptionError, match=message):
+            export_bundle(vlm, detector, out, options)
+    assert not out.exists()
+
+
+def test_settings(vlm):
+    (vlm / "rexthinker.json").unlink()
+    prompt, card = read_settings(vlm)
+    assert prompt == PUBLISHED_PROMPT
+    assert card is None
+    assert (prompt.min_pixels, prompt.max_pixels) == (12544, 1003520)
+    for change, message in [
+        ({"tone": "kind"}, "unknown key tone"),
+        ({"wording": "shout"}, "wording: 'shout'"),
+    ]:
+        (vlm / "rexthinker.json").write_text(json.dumps(SETTINGS | change))
+        with pytest.raises(CheckpointError, match=message):
+            read_settings(vlm)
+
+
+def test_end_tokens(tmp_path):
+    (tmp_path / "config.json").write_text('{"text_config": {"eos_token_id": 5}}')
+    assert end_tokens(tmp_path) == (5,)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [151645, 151643]}')
+    assert end_tokens(tmp_path) == (151645, 151643)
+    for name in ("config.json", "generation_config.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(CheckpointError, match="eos_token_id"):
+        end_tokens(tmp_path)
+
+
+def test_a_foreign_tokenizer_is_refused(vlm, tmp_path):
+    config = json.loads((vlm / "config.json").read_text())
+    (vlm / "config.json").write_text(json.dumps(config | {"image_token_id": 90}))
+    with pytest.raises(CheckpointError, match=r"<\|image_pad\|> is token 5, config.json says 90"):
+        check_checkpoint(vlm, tmp_path)
+    (vlm / "config.json").write_text(json.dumps(config))
+    tokenizer = Tokenizer.from_file(str(vlm / "tokenizer.json"))
+    size = tokenizer.get_vocab_size()
+    tokenizer.add_tokens([f"word{i}" for i in range(401 - size)])
+    tokenizer.save(str(vlm / "tokenizer.json"))
+    with pytest.raises(CheckpointError, match="401 tokens, the model has 400"):
+        check_checkpoint(vlm, tmp_path)
+    (vlm / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no tokenizer\.json"):
+        check_checkpoint(vlm, tmp_path)
+
+
+def test_command(vlm, detector, tmp_path):
+    arguments = ["--vlm", str(vlm), "--detector", str(detector), "--out", str(tmp_path / "bundle")]
+    checked = CliRunner().invoke(export, [*arguments, "--dry-run"])
+    assert checked.exit_code == 0, checked.output
+    assert "every key honoured" in checked.output
+    assert not (tmp_path / "bundle").exists()
+    made = CliRunner().invoke(
+        export, [*arguments, "--name", "other", "--licence", "MIT", "--max-length", "400"]
+    )
+    assert made.exit_code == 0, made.output
+    assert json.loads(made.stdout)["name"] == "other"
+    manifest = open_bundle(tmp_path / "bundle").manifest
+    assert (manifest.model.licence, manifest.decoder.max_length) == ("MIT", 400)
+    (vlm / "config.json").write_text("{}")
+    failed = CliRunner().invoke(export, [*arguments, "--overwrite"])
+    assert isinstance(failed.exception, ConfigError)  # the entry point turns it into one line and exit code 1
