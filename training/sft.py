@@ -2,10 +2,8 @@
 
 Layout    stages of vlm_config.py one after another; every `log_every` steps a JSON line in `log.jsonl`; every
           `save_every` minutes `state.pt`, from which `--resume` goes on.
-Contract  The model is transformers' own, unchanged. What is ours acts in training alone: number pieces start
-          from Fourier features of their value, and small linear heads ask the hidden states of picture tokens
-          for their cell and its thing, those of hint boxes for their thing. The heads are thrown away.
-Elsewhere batches: vlm_data.py; shape and stages: vlm_config.py; into a bundle: export/.
+Contract  The model is transformers' own, unchanged; number pieces start from Fourier features of their value.
+Elsewhere the losses: trainee.py; batches: vlm_data.py; shape and stages: vlm_config.py; bundles: export/.
 Source    docs/sources.md#small-model
 """
 
@@ -16,27 +14,24 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from transformers import DynamicCache, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from torch import nn
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from rexthinker_edge.runtime.prompt import SYSTEM, Wording
 from rexthinker_edge.runtime.qwen_pixels import PixelLimits
 from rexthinker_edge.training.muon import Muon
 from rexthinker_edge.training.tokenizer import number_ids
+from rexthinker_edge.training.trainee import Trainee
 from rexthinker_edge.training.vlm_config import Recipe, Shape, Stage
-from rexthinker_edge.training.vlm_data import CELL_BINS, FIELDS, IGNORE, Batch, Sampler, Turns, collate
+from rexthinker_edge.training.vlm_data import Batch, Sampler, collate
 
-CELL_LAYER = 2  # after two layers a picture token should know its place and its thing
 POOLED = 4  # batches drawn together, so that rows of one batch have similar lengths
-BOX_LAYER = 4  # two layers later the hint should know what stands in each box; later layers read it there
 
 
 def build_model(shape: Shape, tokenizer_path: Path, seed: int) -> Qwen2_5_VLForConditionalGeneration:
@@ -54,135 +49,6 @@ def build_model(shape: Shape, tokenizer_path: Path, seed: int) -> Qwen2_5_VLForC
         table = model.model.language_model.embed_tokens.weight
         table[list(numbers)] = 0.3 * table[list(numbers)] + 0.03 * features
     return model
-
-
-class Probes(nn.Module):
-    """Linear heads that ask hidden states for what they should know by then; training only."""
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.place = nn.Linear(shape.hidden, 2 * CELL_BINS)
-        sizes = [len(values) for values in FIELDS.values()]
-        self.sizes = [size + 1 for size in sizes]  # the last class of a picture token: nothing here
-        self.seen = nn.Linear(shape.hidden, sum(self.sizes))
-        self.cell = nn.Linear(shape.hidden, sum(self.sizes))
-        self.box = nn.Linear(shape.hidden, sum(self.sizes))
-
-    def fields(self, head: nn.Linear, hidden: Tensor, labels: Tensor) -> tuple[Tensor, list[float]]:
-        """Mean cross-entropy over FIELDS and the accuracy of each; hidden (N, H), labels (N, fields)."""
-        loss, right = hidden.new_zeros(()), []
-        for logits, label in zip(head(hidden).split(self.sizes, dim=1), labels.T, strict=True):
-            known = label != IGNORE
-            if bool(known.any()):
-                loss = loss + cross_entropy(logits, label, ignore_index=IGNORE)
-                right.append(float((logits.argmax(1) == label)[known].float().mean()))
-            else:
-                right.append(math.nan)
-        return loss / len(self.sizes), right
-
-    def places(self, hidden: Tensor, cells: Tensor) -> Tensor:
-        """Cross-entropy of row and column; one head, so that pictures and boxes name a place alike."""
-        logits = self.place(hidden).view(-1, 2, CELL_BINS)
-        return cross_entropy(logits.flatten(0, 1), cells.clamp(max=CELL_BINS - 1).flatten())
-
-
-class Trainee(nn.Module):
-    """Model and probes, with the two hidden states the probes look at."""
-
-    def __init__(self, model: Qwen2_5_VLForConditionalGeneration, shape: Shape) -> None:
-        super().__init__()
-        self.model, self.probes = model, Probes(shape)
-        self.verdicts: tuple[int, ...] = ()
-        self.probing = False
-        self._hidden: dict[str, Tensor] = {}
-        layers = model.model.language_model.layers
-        layers[CELL_LAYER - 1].register_forward_hook(partial(self._keep, "cell"))
-        layers[BOX_LAYER - 1].register_forward_hook(partial(self._keep, "box"))
-        layers[0].register_forward_pre_hook(lambda _, inputs: self._keep("seen", None, None, inputs[0]))
-
-    def _keep(self, name: str, _module: Any, _inputs: Any, output: Any) -> None:
-        hidden = output[0] if isinstance(output, tuple) else output
-        if self.probing:
-            self._hidden[name] = hidden
-
-    def forward(self, batch: Batch, image_pad: int, auxiliary: float) -> tuple[Tensor, dict[str, float]]:
-        """The loss of a batch and figures for the log.
-
-        The system turn is computed once and its keys and values lent to every prefix, theirs to every turn.
-        """
-        text = self.model.model.language_model
-        cache = DynamicCache()
-        text(input_ids=batch.system_ids, past_key_values=cache, use_cache=True)
-        cache = _lend(cache, torch.zeros(len(batch.samples), dtype=torch.long))
-        self.probing = True
-        self.model.model(
-            input_ids=batch.ids,
-            pixel_values=batch.patches,
-            image_grid_thw=batch.grids,
-            position_ids=batch.positions,
-            attention_mask={"full_attention": batch.mask_BHQK},
-            past_key_values=cache,
-            use_cache=True,
-        )
-        self.probing = False
-        figures: dict[str, float] = {}
-        probed = self._probe(batch, image_pad, figures) if auxiliary else torch.zeros(())
-        logits, targets = zip(*(self._turn_logits(cache, turns) for turns in batch.turns), strict=True)
-        loss = self._turn_loss(torch.cat(logits), torch.cat(targets), figures)
-        return loss + auxiliary * probed, figures
-
-    def _turn_logits(self, cache: DynamicCache, turns: Turns) -> tuple[Tensor, Tensor]:
-        hidden = self.model.model.language_model(
-            input_ids=turns.ids,
-            position_ids=turns.positions,
-            attention_mask={"full_attention": turns.mask_RHQK},
-            past_key_values=_lend(cache, turns.rows),
-            use_cache=True,
-        ).last_hidden_state
-        wanted = turns.targets[:, 1:] != IGNORE
-        return self.model.lm_head(hidden[:, :-1][wanted]), turns.targets[:, 1:][wanted]
-
-    def _turn_loss(self, logits: Tensor, targets: Tensor, figures: dict[str, float]) -> Tensor:
-        loss = cross_entropy(logits, targets)
-        right = logits.argmax(1) == targets
-        verdicts = torch.isin(targets, torch.tensor(self.verdicts))
-        figures |= {"loss": loss.item(), "token_accuracy": right.float().mean().item()}
-        if bool(verdicts.any()):
-            figures["verdict_accuracy"] = right[verdicts].float().mean().item()
-        return loss
-
-    def _probe(self, batch: Batch, image_pad: int, figures: dict[str, float]) -> Tensor:
-        pictures = batch.ids == image_pad
-        nothing = torch.tensor([size - 1 for size in self.probes.sizes])
-        cells, places, boxes, centres, rows, columns = [], [], [], [], [], []
-        for row, sample in enumerate(batch.samples):
-            fields = torch.from_numpy(sample.thing_fields)
-            under = torch.from_numpy(sample.cell_things)
-            cells.append(torch.where((under < 0)[:, None], nothing, fields[under.clamp(min=0)]))
-            _, grid_h, grid_w = sample.vision.grid_thw
-            places.append(torch.cartesian_prod(torch.arange(grid_h // 2), torch.arange(grid_w // 2)))
-            centres.append(torch.from_numpy(sample.box_cells))
-            boxes.append(fields[torch.from_numpy(sample.box_things)])
-            rows += [row] * len(sample.box_ends)
-            columns += sample.box_ends.tolist()
-        at_cells, at_boxes = self._hidden["cell"][pictures], self._hidden["box"][rows, columns]
-        seen_loss, _ = self.probes.fields(self.probes.seen, self._hidden["seen"][pictures], torch.cat(cells))
-        cell_loss, _ = self.probes.fields(self.probes.cell, at_cells, torch.cat(cells))
-        box_loss, right = self.probes.fields(self.probes.box, at_boxes, torch.cat(boxes))
-        place_loss = self.probes.places(at_cells, torch.cat(places))
-        centre_loss = self.probes.places(self._hidden["cell"][rows, columns], torch.cat(centres))
-        figures |= {"seen": seen_loss.item(), "cell": cell_loss.item(), "place": place_loss.item()}
-        figures["centre"] = centre_loss.item()
-        figures |= {f"box_{field}": value for field, value in zip(FIELDS, right, strict=True)}
-        return seen_loss + cell_loss + place_loss + centre_loss + box_loss
-
-
-def _lend(cache: DynamicCache, rows: Tensor) -> DynamicCache:
-    """A cache whose row i holds the keys and values of row `rows[i]`; the lender stays as it is."""
-    lent = DynamicCache()
-    for number, layer in enumerate(cache.layers):
-        lent.update(layer.keys[rows], layer.values[rows], number)
-    return lent
 
 
 def optimisers(trainee: Trainee, recipe: Recipe) -> list[torch.optim.Optimizer]:

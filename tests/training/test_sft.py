@@ -12,13 +12,14 @@ from rexthinker_edge.runtime import prompt
 from rexthinker_edge.runtime.qwen_pixels import PixelLimits
 from rexthinker_edge.training import sft
 from rexthinker_edge.training.tokenizer import train_tokenizer, workbench_texts
+from rexthinker_edge.training.trainee import Trainee
 from rexthinker_edge.training.vlm_config import Recipe, Shape, Stage
 from rexthinker_edge.training.vlm_data import IGNORE, Sampler, collate
 
 SHAPE = Shape(hidden=64, layers=4, heads=2, kv_heads=1, feed_forward=96, vision_depth=2, vision_hidden=64,
               vision_heads=2, vision_feed_forward=96, vision_full_attention=(1,))  # fmt: skip
-STAGE = Stage("test", steps=4, scenes=2, expressions=2, describe=0.0, full=0.5, auxiliary=1.0, learning_rate=1e-3,
-              final_rate=0.0)  # fmt: skip
+STAGE = Stage("test", steps=4, scenes=2, expressions=2, describe=0.0, full=0.5, auxiliary=1.0,
+              learning_rate=1e-3, final_rate=0.0)  # fmt: skip
 LIMITS = PixelLimits(min_pixels=16 * 784, max_pixels=36 * 784)
 
 
@@ -36,7 +37,7 @@ def sampler(path: Path) -> Sampler:
 
 def test_the_loss_is_that_of_each_whole_conversation(path: Path, sampler: Sampler) -> None:
     samples = [sampler.sample(STAGE, index) for index in range(2)]
-    trainee = sft.Trainee(sft.build_model(SHAPE, path, seed=1), SHAPE)
+    trainee = Trainee(sft.build_model(SHAPE, path, seed=1), SHAPE)
     image_pad = sampler.tokenizer.special_id("<|image_pad|>")
     with torch.no_grad():
         loss, _ = trainee(collate(samples, sampler.system_ids, 0, group=3), image_pad, auxiliary=0.0)
