@@ -23,9 +23,8 @@ from rexthinker_edge.runtime.boxes import iou
 from rexthinker_edge.runtime.generate import Finish
 
 OPEN, CLOSE = "<answer>", "</answer>"
-SAME_BOX_IOU = (
-    0.9  # one wrong digit of a copied box; two distinct candidates overlap this much only when doubled
-)
+# One wrong digit of a copied box; two distinct candidates overlap this much only when doubled.
+SAME_BOX_IOU = 0.9
 _FENCED = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
 _NAMED = re.compile(r"json\s*(?=[\[{])")
 _NOTHING = re.compile(r"there is no such thing in (?:the|this) image\.?", re.IGNORECASE)

@@ -134,6 +134,8 @@ class FakeDecoder:
             self.prompts.append(list(cache.ids))
             question = self.tokenizer.decode([id_ for id_ in cache.ids if id_ >= 0])
             self.answer = [*self.tokenizer.encode_plain(self.script(question)), self.end]
+        elif begun < len(cache.ids):
+            assert cache.positions[-1] == [value + 1 for value in cache.positions[-2]]
         return self.answer[min(len(cache.ids) - begun, len(self.answer) - 1)]
 
     def _check_positions(self, cache: FakeCache) -> None:
