@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from rexthinker_edge.runtime.errors import BundleError, TextError
 from rexthinker_edge.runtime.prompt import IM_END, IM_START, SYSTEM, Special, Wording, prefix, suffix
 from rexthinker_edge.runtime.tokens import MAX_TEXT_CHARACTERS, TextTokenizer, check_text
+from rexthinker_edge.training.tokenizer import train_tokenizer
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "tokenizers" / "qwen2.5-vl" / "tokenizer.json"
 SPECIALS = [
@@ -53,13 +54,25 @@ def small_tokenizer(path: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=["small", "real"])
-def tokenizer(request, tmp_path_factory):
+@pytest.fixture(scope="module", params=["small", "bundled", "real"])
+def tokenizer_file(request, tmp_path_factory):
+    if request.param == "real":
+        if not REAL.is_file():
+            pytest.skip("shared/tokenizers is not here")
+        return REAL
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     if request.param == "small":
-        return TextTokenizer(small_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"))
-    if not REAL.is_file():
-        pytest.skip("shared/tokenizers is not here")
-    return TextTokenizer(REAL)
+        return small_tokenizer(path)
+    # the form of the bundled model's: numbers are single pieces
+    trained = train_tokenizer(["Please detect the red ball.", "- Ball 1: red ✅", "]]}\n"] * 3, 40)
+    trained.add_tokens(["<tool_call>"])
+    trained.save(str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_file):
+    return TextTokenizer(tokenizer_file)
 
 
 def test_special_strings_are_plain_text(tokenizer):
@@ -87,12 +100,9 @@ def test_parts_that_touch_are_joined(tokenizer):
     assert joined == tokenizer.encode_parts([IM_START, "assistant\n"])
 
 
-def test_equal_to_the_library_where_nothing_is_hidden(tokenizer, tmp_path):
+def test_equal_to_the_library_where_nothing_is_hidden(tokenizer, tokenizer_file):
     """With specials as the prompt puts them, ids equal those of the whole prompt's text."""
-    path = (
-        REAL if tokenizer.special_id("<|im_end|>") == 151645 else small_tokenizer(tmp_path / "tokenizer.json")
-    )
-    library = Tokenizer.from_file(str(path))
+    library = Tokenizer.from_file(str(tokenizer_file))
     parts = [
         *prefix(SYSTEM, Wording.LOCATE, "ball", [[1, 2, 3, 4]], 5),
         *suffix(Wording.LOCATE, "the red ball"),

@@ -64,6 +64,10 @@ def test_looser_lines():
     assert read_trace("# s\n- Person 1: ✅", "people", 1).verdicts == (MATCH,)
 
 
+def test_the_last_mark_of_a_line_counts():
+    assert read_trace("# s\n- Ball 1: seemed ❌ but is ✅", "ball", 1).verdicts == (MATCH,)
+
+
 def test_lines_about_something_else():
     text = "# s\n- Step 1: ✅\nto the left of Ball 1: nothing ✅\n- The one standing behind Ball 1: ✅"
     assert read_trace(text, "ball", 1).verdicts == (UNKNOWN,)
