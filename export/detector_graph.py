@@ -77,8 +77,8 @@ def read_geometry(checkpoint_dir: Path) -> DetectorGeometry:
     for key, honoured in HONOURED.items():
         if config.get(key, honoured[0]) not in honoured:
             raise ConfigError(
-                f"{checkpoint_dir.name}/config.json: {key} is {config[key]!r}, only {honoured} can be exported. "
-                "Use a checkpoint of Grounding DINO's published form."
+                f"{checkpoint_dir.name}/config.json: {key} is {config[key]!r}, only {honoured} can be "
+                "exported. Use a checkpoint of Grounding DINO's published form."
             )
     expected = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 2}
     for key, wanted in expected.items():
@@ -102,8 +102,8 @@ def read_geometry(checkpoint_dir: Path) -> DetectorGeometry:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"{checkpoint_dir.name}/preprocessor_config.json: {error} is missing or wrong, size, image_mean and "
-            "image_std are needed. Take the file from the published checkpoint."
+            f"{checkpoint_dir.name}/preprocessor_config.json: {error} is missing or wrong, size, image_mean "
+            "and image_std are needed. Take the file from the published checkpoint."
         ) from error
 
 
@@ -113,9 +113,9 @@ def _three(values: Any) -> tuple[float, float, float]:
 
 
 def _least_side(queries: int, longest_px: int, config: dict[str, Any]) -> int:
-    """The smallest side, in steps of 32 px, at which even a square picture of it has a cell per query.
+    """The smallest side, in steps of 32 px, at which the longest picture still has a cell per query.
 
-    A long picture of that side has more cells than a square one. Strides are 8, 16, 32, ...
+    Only such long and thin pictures are brought to it. Strides are 8, 16, 32, ...
     """
     levels = int(config.get("num_feature_levels", 4))
     for side in range(32, longest_px + 1, 32):
@@ -123,7 +123,8 @@ def _least_side(queries: int, longest_px: int, config: dict[str, Any]) -> int:
         if cells >= queries:
             return side
     raise ConfigError(
-        f"config.json: {queries} queries, pictures up to {longest_px} px have fewer cells. Raise longest_edge."
+        f"config.json: {queries} queries, pictures up to {longest_px} px have fewer cells. "
+        "Raise longest_edge."
     )
 
 

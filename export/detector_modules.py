@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import grid_sample, pad
 
 Side = Any
 """An int, or, while tracing, the tensor that stands for it."""
@@ -93,7 +93,7 @@ def backbone(model: Any, pixels: Tensor) -> list[Tensor]:
     projection = swin.embeddings.patch_embeddings.projection
     patch = projection.kernel_size[0]
     height, width = pixels.shape[2], pixels.shape[3]
-    padded = F.pad(pixels, (0, (patch - width % patch) % patch, 0, (patch - height % patch) % patch))
+    padded = pad(pixels, (0, (patch - width % patch) % patch, 0, (patch - height % patch) % patch))
     x = swin.embeddings.norm(projection(padded).permute(0, 2, 3, 1))
     for stage, name in zip(swin.encoder.layers, model.stage_names[1:], strict=True):
         for block in stage.blocks:
@@ -107,7 +107,7 @@ def backbone(model: Any, pixels: Tensor) -> list[Tensor]:
 
 def merge(downsample: Any, x: Tensor) -> Tensor:
     """Four neighbours to one, at twice the channels; odd sides are padded."""
-    x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
+    x = pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
     four = torch.cat([x[:, row::2, col::2] for col in range(2) for row in range(2)], dim=-1)
     return downsample.reduction(downsample.norm(four))  # type: ignore[no-any-return]
 
@@ -117,7 +117,7 @@ def swin_block(block: Any, x: Tensor) -> Tensor:
     window, shift = int(block.window_size), int(block.shift_size)
     height, width = x.shape[1], x.shape[2]
     normed = block.layernorm_before(x)
-    padded = F.pad(
+    padded = pad(
         normed, (0, 0, 0, (window - width % window) % window, 0, (window - height % window) % window)
     )
     if shift:
@@ -286,7 +286,7 @@ def deform(
     total, start = None, 0
     for level, (height, width) in enumerate(sides):
         image = value[:, :, start : start + height * width].unflatten(-1, (height, width))
-        found = F.grid_sample(image, grid[level], mode="bilinear", padding_mode="zeros", align_corners=False)
+        found = grid_sample(image, grid[level], mode="bilinear", padding_mode="zeros", align_corners=False)
         part = (found * weights[level][:, None]).sum(-1)  # (heads, depth, Q)
         total = part if total is None else total + part
         start = start + height * width

@@ -44,7 +44,8 @@ static inline void locate(Point &p, float x, float y, i64 height, i64 width) {
     }
 }
 template <int D> static void forward(
-        const float *value, const i64 *shapes, const float *where, const float *weights, float *out, i64 B, i64 S, i64 H, i64 Q, i64 L, i64 P) {
+        const float *value, const i64 *shapes, const float *where, const float *weights, float *out,
+        i64 B, i64 S, i64 H, i64 Q, i64 L, i64 P) {
     for (i64 b = 0; b < B; ++b) for (i64 q = 0; q < Q; ++q) for (i64 h = 0; h < H; ++h) {
         i64 row = (b * Q + q) * H + h;
         float sum[D];
@@ -67,7 +68,8 @@ template <int D> static void forward(
     }
 }
 template <int D> static void backward(
-        const float *value, const i64 *shapes, const float *where, const float *weights, const float *grad, float *grad_value, float *grad_where, float *grad_weights,
+        const float *value, const i64 *shapes, const float *where, const float *weights,
+        const float *grad, float *grad_value, float *grad_where, float *grad_weights,
         i64 B, i64 S, i64 H, i64 Q, i64 L, i64 P) {
     for (i64 b = 0; b < B; ++b) for (i64 q = 0; q < Q; ++q) for (i64 h = 0; h < H; ++h) {
         i64 row = (b * Q + q) * H + h;
@@ -97,12 +99,14 @@ template <int D> static void backward(
     case 32: call(32); break; case 48: call(48); break; case 64: call(64); break; \
     default: return 1; } return 0;
 extern "C" int deformable_forward(
-        const float *value, const i64 *shapes, const float *where, const float *weights, float *out, i64 B, i64 S, i64 H, i64 Q, i64 L, i64 P, i64 D) {
+        const float *value, const i64 *shapes, const float *where, const float *weights, float *out,
+        i64 B, i64 S, i64 H, i64 Q, i64 L, i64 P, i64 D) {
 #define F(N) forward<N>(value, shapes, where, weights, out, B, S, H, Q, L, P)
     CASES(F)
 }
 extern "C" int deformable_backward(
-        const float *value, const i64 *shapes, const float *where, const float *weights, const float *grad, float *grad_value, float *grad_where, float *grad_weights,
+        const float *value, const i64 *shapes, const float *where, const float *weights,
+        const float *grad, float *grad_value, float *grad_where, float *grad_weights,
         i64 B, i64 S, i64 H, i64 Q, i64 L, i64 P, i64 D) {
 #define G(N) backward<N>( \
     value, shapes, where, weights, grad, grad_value, grad_where, grad_weights, B, S, H, Q, L, P)

@@ -150,7 +150,7 @@ def rate_at(step: int, recipe: DetectorRecipe) -> float:
 def scale_at(step: int, recipe: DetectorRecipe, rng: np.random.Generator) -> float:
     """Picture scale of a step: small ones first, full size at the end, of several sizes always."""
     progress = step / recipe.steps
-    low, high = (0.56, 0.76) if progress < 0.4 else (0.66, 0.9) if progress < 0.75 else (0.92, 1.0)
+    low, high = (0.56, 0.76) if progress < 0.5 else (0.66, 0.92) if progress < 0.8 else (0.92, 1.0)
     return float(rng.uniform(low, high))
 
 
@@ -181,8 +181,8 @@ class Run:
     def save(self) -> None:
         """Keep the run, in a temporary file that is renamed."""
         state = {
-            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "average": self.average,
-            "step": self.step, "seconds": self.seconds,
+            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "average": self.average, "step": self.step, "seconds": self.seconds,
         }  # fmt: skip
         torch.save(state, self.folder / "run.pt.part")
         (self.folder / "run.pt.part").rename(self.folder / "run.pt")

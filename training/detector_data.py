@@ -31,8 +31,8 @@ CLS, SEP, DOT = 101, 102, 1012
 LEVELS = (Level.EASY, Level.FULL)
 KEPT_IDS = 2_048  # [CLS], [SEP], "." and "?" must keep the ids transformers' mask builder knows
 OTHER_WORDS = (
-    "cup", "table", "bench", "dog", "cat", "person", "car", "chair", "book", "bottle", "helmet", "tree", "plain",
-    "striped", "dotted", "small", "large", "balls", "boxes", "cones", "stars", "rings",
+    "cup", "table", "bench", "dog", "cat", "person", "car", "chair", "book", "bottle", "helmet", "tree",
+    "plain", "striped", "dotted", "small", "large", "balls", "boxes", "cones", "stars", "rings",
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """`rexthinker-edge train detector`: the small Grounding DINO, on workbench pictures.
 
-Contract  A run writes to its own folder and can be stopped at any time: `--resume` goes on from its last state.
+Contract  A run writes to its own folder and can be stopped at any time: `--resume` goes on from its last
+          state.
 Elsewhere the recipe: training/detector_config.py; the loop: training/detector.py; the AP that steers it:
           benchmarks/detection.py.
 """

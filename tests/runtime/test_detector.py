@@ -84,8 +84,9 @@ def opened(tmp_path):
         helper.make_node("Concat", ["one", "one"], ["pred_boxes"], axis=1),
     ]
     constants = [
-        helper.make_tensor("axis", TensorProto.INT64, [1], [1]), helper.make_tensor("form", TensorProto.INT64, [3], [1, 1, 4]),
-    ]  # fmt: skip
+        helper.make_tensor("axis", TensorProto.INT64, [1], [1]),
+        helper.make_tensor("form", TensorProto.INT64, [3], [1, 1, 4]),
+    ]
     outputs = [
         helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 2, None]) for n in ("logits", "pred_boxes")
     ]

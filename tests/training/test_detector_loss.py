@@ -1,4 +1,4 @@
-"""The detector's loss: assignments and targets by hand, its parts against transformers where that is right."""
+"""The detector's loss: assignments and targets by hand, its parts against transformers' where right."""
 
 import numpy as np
 import pytest
@@ -43,9 +43,8 @@ def test_matching_equals_transformers_for_one_picture():
     truth = torch.rand(6, 4, generator=rng) * 0.4 + 0.2
     queries, things = loss.match(loss.LayerOutput(logits, boxes), truth, torch.full((6,), 1))
     matcher = GroundingDinoHungarianMatcher(class_cost=2, bbox_cost=5, giou_cost=2)
-    outputs = {
-        "logits": logits[None], "pred_boxes": boxes[None], "label_maps": [torch.tensor([[0.0, 1.0, 0.0, 0.0]])]
-    }  # fmt: skip
+    label_maps = [torch.tensor([[0.0, 1.0, 0.0, 0.0]])]
+    outputs = {"logits": logits[None], "pred_boxes": boxes[None], "label_maps": label_maps}
     wanted = matcher(outputs, [{"class_labels": torch.zeros(6, dtype=torch.int64), "boxes": truth}])[0]
     assert dict(zip(queries.tolist(), things.tolist(), strict=True)) == dict(
         zip(wanted[0].tolist(), wanted[1].tolist(), strict=True)

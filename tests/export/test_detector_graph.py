@@ -1,0 +1,188 @@
+"""detector.onnx against transformers: any size, any caption, the same boxes; and what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer
+
+from rexthinker_edge.calibration.workbench.items import make_item
+from rexthinker_edge.calibration.workbench.render import render
+from rexthinker_edge.export.detector_graph import read_geometry, store_bfloat16, write_detector
+from rexthinker_edge.runtime.caption import phrase_masks
+from rexthinker_edge.runtime.detector import Detector
+from rexthinker_edge.runtime.errors import CheckpointError, ConfigError, OptionError
+
+SMALL = Path(__file__).parents[2] / "checkpoints" / "small" / "detector"
+PIXELS = {
+    "size": {"shortest_edge": 64, "longest_edge": 96}, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2] * 3
+}  # fmt: skip
+
+
+def one_thread():
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    return options
+
+
+@pytest.fixture(scope="module")
+def odd_checkpoint(tmp_path_factory):
+    """Four Swin stages, an odd window, more levels than maps: what the small model does not have."""
+    from transformers import (  # noqa: PLC0415
+        BertConfig,
+        GroundingDinoConfig,
+        GroundingDinoForObjectDetection,
+        SwinConfig,
+    )
+
+    torch.manual_seed(0)
+    backbone = SwinConfig(embed_dim=16, depths=[2, 1, 2, 2], num_heads=[1, 2, 2, 4], window_size=3,
+                          out_indices=[2, 3, 4])  # fmt: skip
+    text = BertConfig(
+        vocab_size=1100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48
+    )
+    config = GroundingDinoConfig(
+        backbone_config=backbone, text_config=text, d_model=64, encoder_layers=2, decoder_layers=2,
+        encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=96, decoder_ffn_dim=80,
+        num_queries=12, num_feature_levels=4,
+    )  # fmt: skip
+    model = GroundingDinoForObjectDetection(config)
+    with torch.no_grad():  # nothing at zero: offsets, box heads and window biases must count
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    folder = tmp_path_factory.mktemp("odd")
+    model.save_pretrained(folder, state_dict={n: t.bfloat16() for n, t in model.state_dict().items()})
+    (folder / "preprocessor_config.json").write_text(json.dumps(PIXELS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def odd_graph(odd_checkpoint):
+    path = odd_checkpoint / "detector.onnx"
+    geometry = write_detector(odd_checkpoint, path)
+    return path, geometry
+
+
+def reference(folder):
+    from transformers import GroundingDinoForObjectDetection  # noqa: PLC0415
+
+    return GroundingDinoForObjectDetection.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "words"),
+    [(64, 64, 1), (61, 96, 2), (96, 33, 3), (50, 51, 1), (32, 96, 9), (7, 90, 1)],
+)
+def test_any_size_and_caption_equals_transformers(odd_checkpoint, odd_graph, height, width, words):
+    path, _ = odd_graph
+    ids = [101, *range(1040, 1040 + words), 1012, 102]
+    mask, positions = phrase_masks(ids)
+    pixels = torch.from_numpy(np.random.default_rng(height).normal(size=(1, 3, height, width))).float()
+    with torch.no_grad():
+        wanted = reference(odd_checkpoint)(pixel_values=pixels, input_ids=torch.tensor([ids]))
+    session = ort.InferenceSession(str(path), one_thread())
+    logits, boxes = session.run(None, {
+        "pixel_values": pixels.numpy(), "input_ids": np.array([ids]),
+        "token_type_ids": np.zeros((1, len(ids)), np.int64), "position_ids": positions[None],
+        "text_self_attention_mask": mask[None],
+    })  # fmt: skip
+    # some 200 layers of float32 rounding, 2**-24 each, on values up to 20
+    np.testing.assert_allclose(logits, wanted.logits[..., : len(ids)].numpy(), atol=5e-4)
+    np.testing.assert_allclose(boxes, wanted.pred_boxes.numpy(), atol=1e-5)
+
+
+def test_geometry_and_file(odd_checkpoint, odd_graph):
+    path, geometry = odd_graph
+    assert (geometry.shortest_px, geometry.longest_px, geometry.least_px) == (64, 96, 32)
+    assert (geometry.queries, geometry.max_text_len, geometry.box_threshold) == (12, 256, 0.25)
+    assert geometry.mean == (0.5, 0.4, 0.3)
+    half = path.stat().st_size
+    write_detector(odd_checkpoint, odd_checkpoint / "whole.onnx", weights="fp32")
+    whole = (odd_checkpoint / "whole.onnx").stat().st_size
+    stored = 2 * (odd_checkpoint / "model.safetensors").stat().st_size
+    assert whole - half > 0.4 * stored  # nearly all weights went to two bytes
+    assert not (odd_checkpoint / "detector.part").exists()
+
+
+def test_only_what_loses_nothing_is_stored_as_bfloat16():
+    exact, other = np.full(300, 1.5, np.float32), np.full(300, 1.1, np.float32)
+    nodes = [onnx.helper.make_node("Add", ["exact", "other"], ["sum"])]
+    out = onnx.helper.make_tensor_value_info("sum", onnx.TensorProto.FLOAT, [300])
+    weights = [onnx.numpy_helper.from_array(exact, "exact"), onnx.numpy_helper.from_array(other, "other")]
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "g", [], [out], weights),
+        opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8,
+    )  # fmt: skip
+    assert store_bfloat16(model) == 600
+    assert {w.name: w.data_type for w in model.graph.initializer} == {
+        "exact.bf16": onnx.TensorProto.BFLOAT16, "other": onnx.TensorProto.FLOAT
+    }  # fmt: skip
+    (given,) = ort.InferenceSession(model.SerializeToString(), one_thread()).run(None, {})
+    assert np.array_equal(given, exact + other)
+
+
+@pytest.mark.skipif(not SMALL.exists(), reason="the small checkpoint is not here")
+def test_small_model_finds_transformers_boxes_on_workbench_items(tmp_path):
+    """50 items through both, files to boxes: ours from pixels, transformers' from its own processor."""
+    from transformers.models.grounding_dino.image_processing_pil_grounding_dino import (  # noqa: PLC0415
+        GroundingDinoImageProcessorPil,
+    )
+
+    geometry = write_detector(SMALL, tmp_path / "detector.onnx")
+    detector = Detector(tmp_path / "detector.onnx", SMALL / "tokenizer.json", geometry, one_thread())
+    tokenizer = Tokenizer.from_file(str(SMALL / "tokenizer.json"))
+    processor = GroundingDinoImageProcessorPil.from_pretrained(SMALL)
+    model, found = reference(SMALL), 0
+    for n in range(50):
+        item = make_item(("easy", "full")[n % 2], 1_000_000, n)
+        picture = render(item.scene)
+        ids = tokenizer.encode(item.category + ".").ids
+        inputs = processor(Image.fromarray(picture), return_tensors="pt")
+        with torch.no_grad():
+            outputs = model(pixel_values=inputs["pixel_values"], input_ids=torch.tensor([ids]))
+        wanted = processor.post_process_object_detection(
+            outputs, threshold=geometry.box_threshold, target_sizes=[picture.shape[:2]]
+        )[0]
+        boxes, scores = detector.detect(picture, item.category)
+        limit = [item.scene.width, item.scene.height] * 2
+        np.testing.assert_allclose(boxes, np.clip(wanted["boxes"].numpy(), 0, limit), atol=1e-3)
+        np.testing.assert_allclose(scores, wanted["scores"].numpy(), atol=1e-4)
+        found += len(boxes)
+    assert found >= 50
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "error", "message"),
+    [
+        ("config.json", {"two_stage": False}, ConfigError, r"two_stage is False, only \(True,\)"),
+        ("config.json", {"position_embedding_type": "learned"}, ConfigError, "_type is 'learned'"),
+        ("config.json", {"model_type": "dab-detr"}, ConfigError, "model_type is 'dab-detr'"),
+        ("config.json", {"num_queries": 9000}, ConfigError, "9000 queries"),
+        ("preprocessor_config.json", {"resample": 3}, ConfigError, "resample is 3, the runtime"),
+        ("preprocessor_config.json", {"size": {"height": 3}}, ConfigError, "'shortest_edge' is missing"),
+        ("preprocessor_config.json", None, CheckpointError, "it cannot be read"),
+    ],
+)
+def test_what_is_not_honoured_is_refused(odd_checkpoint, tmp_path, file, change, error, message):
+    for name in ("config.json", "preprocessor_config.json"):
+        content = json.loads((odd_checkpoint / name).read_text())
+        if name == file:
+            content |= change or {}
+        (tmp_path / name).write_text("[" if name == file and change is None else json.dumps(content))
+    with pytest.raises(error, match=message):
+        read_geometry(tmp_path)
+
+
+def test_missing_weights_and_unknown_options_are_refused(odd_checkpoint, tmp_path):
+    with pytest.raises(OptionError, match="weights: 'int3'"):
+        write_detector(odd_checkpoint, tmp_path / "d.onnx", weights="int3")
+    for name in ("config.json", "preprocessor_config.json"):
+        (tmp_path / name).write_text((odd_checkpoint / name).read_text())
+    with pytest.raises(CheckpointError, match=r"no \.safetensors file"):
+        write_detector(tmp_path, tmp_path / "d.onnx")
+    assert not (tmp_path / "d.onnx").exists()
