@@ -28,9 +28,11 @@ def rotary_table(theta: float, dim: int, rows: int, copies: int = 1) -> tuple[Ta
         Two (rows, copies * dim / 2) float32. Angles are float32 products, as in torch.
     """
     exponent = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-    frequency = (np.float32(1.0) / np.float32(theta) ** exponent).astype(np.float32)
+    frequency = np.float32(1.0) / np.power(np.float64(theta), exponent.astype(np.float64)).astype(np.float32)
     angle = np.arange(rows, dtype=np.float32)[:, None] * np.tile(frequency, copies)
-    return np.cos(angle), np.sin(angle)
+    # In float64, then rounded: NumPy's float32 sine differs in its last bit from one CPU to the next.
+    wide = angle.astype(np.float64)
+    return np.cos(wide).astype(np.float32), np.sin(wide).astype(np.float32)
 
 
 def mrope(
