@@ -93,6 +93,13 @@ def test_layers_import_only_what_they_may():
                     assert parts[1] in allowed | {layer}, f"{module.relative_to(ROOT)} imports {name}"
 
 
+def test_the_root_package_imports_the_runtime_alone_until_a_command_runs():
+    for module in (ROOT / "package").rglob("*.py"):
+        for name in imports_of(module, top_only=True):
+            parts = name.split(".")
+            assert parts[0] != "rexthinker_edge" or parts[1] not in LAYERS - {"runtime"}, f"{module}: {name}"
+
+
 def test_the_device_layers_import_nothing_of_the_workstation():
     """The runtime and the kernels never; a command only inside its function."""
     heavy = {"torch", "transformers", "onnx", "onnxscript", "onnx_ir", "scipy", "safetensors"}
