@@ -44,7 +44,7 @@ _TURNS = {
 class Picture:
     """One upright RGB picture."""
 
-    pixels_HWC: NDArray[np.uint8]  # noqa: N815 - axis order in a suffix
+    pixels_HWC: NDArray[np.uint8]
     path: str | None  # as the caller wrote it; None when it came from memory
     sha256: str  # of shape and pixels, so equal pictures have equal digests whatever file they came in
     read_ms: float  # what reading and decoding took
