@@ -27,7 +27,7 @@ from rexthinker_edge.runtime.prompt import SYSTEM, Wording
 from rexthinker_edge.runtime.qwen_pixels import PixelLimits
 from rexthinker_edge.training.muon import Muon
 from rexthinker_edge.training.tokenizer import number_ids
-from rexthinker_edge.training.trainee import Trainee
+from rexthinker_edge.training.trainee import INDEX_BINS, Trainee
 from rexthinker_edge.training.vlm_config import Recipe, Shape, Stage
 from rexthinker_edge.training.vlm_data import Batch, Sampler, collate
 
@@ -138,6 +138,8 @@ def train(
             out,
             {"recipe": recipe.as_dict(), "parameters": sum(p.numel() for p in trainee.model.parameters())},
         )
+    numbers = (sampler.tokenizer.encode_plain(f" {number}") for number in range(1, INDEX_BINS + 1))
+    trainee.index_ids = torch.tensor([ids[0] for ids in numbers])
     image_pad, pad_id = (sampler.tokenizer.special_id(f"<|{name}|>") for name in ("image_pad", "endoftext"))
     window: list[dict[str, float]] = []
     saved = began = time.monotonic()
@@ -207,11 +209,11 @@ def _save(
     }
     torch.save(state, out / "state.tmp")
     (out / "state.tmp").replace(out / "state.pt")
-    save_checkpoint(trainee.model, recipe, tokenizer_path, out / "checkpoint")
+    save_checkpoint(trainee.model, recipe, progress.step, tokenizer_path, out / "checkpoint")
 
 
 def save_checkpoint(
-    model: Qwen2_5_VLForConditionalGeneration, recipe: Recipe, tokenizer_path: Path, out: Path
+    model: Qwen2_5_VLForConditionalGeneration, recipe: Recipe, step: int, tokenizer_path: Path, out: Path
 ) -> None:
     """Write bf16 safetensors in Hugging Face layout, tokenizer and prompt settings beside them."""
     half = Qwen2_5_VLForConditionalGeneration(model.config).to(torch.bfloat16)
@@ -224,5 +226,12 @@ def save_checkpoint(
         "min_pixels": recipe.pixels.min_pixels,
         "max_pixels": recipe.pixels.max_pixels,
         "max_new_tokens": recipe.max_new_tokens,
+        "model": {
+            "name": "workbench-small",
+            "source": "trained by this project on workbench pictures, from random weights",
+            "revision": f"seed {recipe.seed}, step {step}",
+            "licence": "Apache-2.0",
+            "notice": "",
+        },
     }
     (out / "rexthinker.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

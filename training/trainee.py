@@ -3,8 +3,9 @@
 Layout    `Trainee` runs system turn, prefixes and turns one after another over a lent KV cache; `Probes` are
           linear heads that live in training alone.
 Contract  The model is transformers' own, unchanged. Picture tokens should know their cell and its thing after
-          `CELL_LAYER` layers, a hint box its cell by then and its thing after `BOX_LAYER`. One head names
-          cells for both: that ties a box in the text to a place in the picture, within 400 steps.
+          `CELL_LAYER` layers, a hint box its cell and its number by then and its thing after `BOX_LAYER`. One
+          head names cells for both, which ties a box in the text to a place in the picture within 400
+          steps; one names numbers for the hint and for the "Ball 3" of a trace.
 Elsewhere batches: vlm_data.py; the loop: sft.py; what it won: docs/negative-results.md.
 Source    docs/sources.md#small-model
 """
@@ -22,6 +23,7 @@ from rexthinker_edge.training.vlm_config import Shape
 from rexthinker_edge.training.vlm_data import CELL_BINS, FIELDS, IGNORE, Batch, Turns
 
 CELL_LAYER = 2
+INDEX_BINS = 16  # more than the candidates of any workbench picture
 BOX_LAYER = 4  # later layers read there what stands in each box
 
 
@@ -36,6 +38,7 @@ class Probes(nn.Module):
         self.seen = nn.Linear(shape.hidden, sum(self.sizes))
         self.cell = nn.Linear(shape.hidden, sum(self.sizes))
         self.box = nn.Linear(shape.hidden, sum(self.sizes))
+        self.index = nn.Linear(shape.hidden, INDEX_BINS)
 
     def fields(self, head: nn.Linear, hidden: Tensor, labels: Tensor) -> tuple[Tensor, list[float]]:
         """Mean cross-entropy over FIELDS and the accuracy of each; hidden (N, H), labels (N, fields)."""
@@ -62,7 +65,7 @@ class Trainee(nn.Module):
         super().__init__()
         self.model, self.probes = model, Probes(shape)
         self.verdicts: tuple[int, ...] = ()
-        self.probing = False
+        self.index_ids = torch.zeros(0, dtype=torch.long)  # token id of " 1", " 2", …
         self._hidden: dict[str, Tensor] = {}
         layers = model.model.language_model.layers
         layers[CELL_LAYER - 1].register_forward_hook(partial(self._keep, "cell"))
@@ -70,9 +73,7 @@ class Trainee(nn.Module):
         layers[0].register_forward_pre_hook(lambda _, inputs: self._keep("seen", None, None, inputs[0]))
 
     def _keep(self, name: str, _module: Any, _inputs: Any, output: Any) -> None:
-        hidden = output[0] if isinstance(output, tuple) else output
-        if self.probing:
-            self._hidden[name] = hidden
+        self._hidden[name] = output[0] if isinstance(output, tuple) else output
 
     def forward(self, batch: Batch, image_pad: int, auxiliary: float) -> tuple[Tensor, dict[str, float]]:
         """The loss of a batch and figures for the log.
@@ -83,7 +84,6 @@ class Trainee(nn.Module):
         cache = DynamicCache()
         text(input_ids=batch.system_ids, past_key_values=cache, use_cache=True)
         cache = _lend(cache, torch.zeros(len(batch.samples), dtype=torch.long))
-        self.probing = True
         self.model.model(
             input_ids=batch.ids,
             pixel_values=batch.patches,
@@ -93,14 +93,15 @@ class Trainee(nn.Module):
             past_key_values=cache,
             use_cache=True,
         )
-        self.probing = False
         figures: dict[str, float] = {}
         probed = self._probe(batch, image_pad, figures) if auxiliary else torch.zeros(())
-        logits, targets = zip(*(self._turn_logits(cache, turns) for turns in batch.turns), strict=True)
-        loss = self._turn_loss(torch.cat(logits), torch.cat(targets), figures)
-        return loss + auxiliary * probed, figures
+        answered = [self._turn_logits(cache, turns) for turns in batch.turns]
+        logits, targets, named = (torch.cat(parts) for parts in zip(*answered, strict=True))
+        loss = self._turn_loss(logits, targets, figures)
+        return loss + auxiliary * (probed + named.mean()), figures
 
-    def _turn_logits(self, cache: DynamicCache, turns: Turns) -> tuple[Tensor, Tensor]:
+    def _turn_logits(self, cache: DynamicCache, turns: Turns) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits and targets of the answers' tokens, and the losses of candidate numbers in the text."""
         hidden = self.model.model.language_model(
             input_ids=turns.ids,
             position_ids=turns.positions,
@@ -109,7 +110,12 @@ class Trainee(nn.Module):
             use_cache=True,
         ).last_hidden_state
         wanted = turns.targets[:, 1:] != IGNORE
-        return self.model.lm_head(hidden[:, :-1][wanted]), turns.targets[:, 1:][wanted]
+        numbers = turns.ids[..., None] == self.index_ids
+        said = numbers.any(-1)
+        named = cross_entropy(
+            self.probes.index(self._hidden["cell"][said]), numbers[said].long().argmax(-1), reduction="none"
+        )
+        return self.model.lm_head(hidden[:, :-1][wanted]), turns.targets[:, 1:][wanted], named
 
     def _turn_loss(self, logits: Tensor, targets: Tensor, figures: dict[str, float]) -> Tensor:
         loss = cross_entropy(logits, targets)
@@ -123,7 +129,7 @@ class Trainee(nn.Module):
     def _probe(self, batch: Batch, image_pad: int, figures: dict[str, float]) -> Tensor:
         pictures = batch.ids == image_pad
         nothing = torch.tensor([size - 1 for size in self.probes.sizes])
-        cells, places, boxes, centres, rows, columns = [], [], [], [], [], []
+        cells, places, boxes, centres, rows, columns, order = [], [], [], [], [], [], []
         for row, sample in enumerate(batch.samples):
             fields = torch.from_numpy(sample.thing_fields)
             under = torch.from_numpy(sample.cell_things)
@@ -134,6 +140,7 @@ class Trainee(nn.Module):
             boxes.append(fields[torch.from_numpy(sample.box_things)])
             rows += [row] * len(sample.box_ends)
             columns += sample.box_ends.tolist()
+            order += range(len(sample.box_ends))
         at_cells, at_boxes = self._hidden["cell"][pictures], self._hidden["box"][rows, columns]
         seen_loss, _ = self.probes.fields(self.probes.seen, self._hidden["seen"][pictures], torch.cat(cells))
         cell_loss, _ = self.probes.fields(self.probes.cell, at_cells, torch.cat(cells))
@@ -141,9 +148,17 @@ class Trainee(nn.Module):
         place_loss = self.probes.places(at_cells, torch.cat(places))
         centre_loss = self.probes.places(self._hidden["cell"][rows, columns], torch.cat(centres))
         figures |= {"seen": seen_loss.item(), "cell": cell_loss.item(), "place": place_loss.item()}
-        figures["centre"] = centre_loss.item()
+        index_loss = self._index_loss(rows, columns, order)
+        figures |= {"centre": centre_loss.item(), "index": index_loss.item()}
         figures |= {f"box_{field}": value for field, value in zip(FIELDS, right, strict=True)}
-        return seen_loss + cell_loss + place_loss + centre_loss + box_loss
+        return seen_loss + cell_loss + place_loss + centre_loss + index_loss + box_loss
+
+    def _index_loss(self, rows: list[int], ends: list[int], order: list[int]) -> Tensor:
+        """All four numbers of the hint's box k should know that they belong to candidate k."""
+        at_rows = torch.tensor(rows).repeat_interleave(4)
+        at_numbers = (torch.tensor(ends)[:, None] - torch.arange(3, -1, -1)).flatten()
+        hidden = self._hidden["cell"][at_rows, at_numbers]
+        return cross_entropy(self.probes.index(hidden), torch.tensor(order).repeat_interleave(4))
 
 
 def _lend(cache: DynamicCache, rows: Tensor) -> DynamicCache:
