@@ -190,6 +190,9 @@ def test_chunks_read_the_same_prompt(bundle, decoder):
     # other matrix shapes, other order of sums: as in test_logits_equal_the_definitions
     assert np.abs(whole - parts).max() <= 160 * np.finfo(np.float32).eps * np.abs(whole).max()
     np.testing.assert_array_equal(parts[-1:], chunked.run(embeds, positions, chunked.new_cache(20)))
+    cache.rewind(0)
+    np.testing.assert_array_equal(parts, chunked.run(embeds, positions, cache, last_only=False))
+    assert cache.length == len(PREFIX)
 
 
 def test_too_long_a_prompt_is_refused_and_changes_nothing(decoder):
