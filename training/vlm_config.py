@@ -86,8 +86,8 @@ class Stage:
     Attributes:
         steps: optimiser steps.
         scenes: pictures a step.
-        expressions: traces a picture; they share its prefix in one packed row.
-        describe: share of pictures that come with dense labels of everything in place of traces.
+        expressions: traces a picture, and one turn of dense labels of its candidates; all share its prefix.
+        describe: share of pictures that come with dense labels of everything, and no traces.
         full: share of pictures of the level `full`.
         auxiliary: weight of the auxiliary losses on picture and hint tokens.
         learning_rate: at the start of the stage; `final_rate` at its end, linear between.
@@ -112,8 +112,8 @@ class Recipe:
     pixels: Pixels = Pixels()
     stages: tuple[Stage, ...] = (
         Stage("tie", 400, 16, 1, 1.0, 0.3, 1.0, 2.5e-3, 2.5e-3),
-        Stage("traces", 1000, 12, 4, 0.15, 0.35, 0.5, 2.5e-3, 1.2e-3),
-        Stage("settle", 300, 12, 4, 0.05, 0.4, 0.2, 1.2e-3, 0.0),
+        Stage("traces", 1000, 12, 3, 0.1, 0.35, 0.5, 2.5e-3, 1.2e-3),
+        Stage("settle", 300, 12, 3, 0.05, 0.4, 0.2, 1.2e-3, 0.0),
     )
     warmup: int = 60
     weight_decay: float = 0.02

@@ -97,7 +97,7 @@ class Batch:
 
 
 def describe_parts(category: str) -> list[prompt.Part]:
-    """The question of the warm-up: it asks for a line of labels per candidate."""
+    """A question for training alone: it asks for a line per candidate, its box and its labels."""
     return [
         f"Please describe every {category} in the image.",
         prompt.IM_END,
@@ -123,24 +123,21 @@ class Sampler:
         )
 
     def sample(self, stage: Stage, index: int) -> Sample:
-        """A picture, its hint, and traces or dense labels."""
+        """A picture, its hint, traces, and dense labels of every candidate: they tie text to places."""
         rng = np.random.default_rng(np.random.SeedSequence([self._seed, index, 11]))
         level = Level.FULL if rng.random() < stage.full else Level.EASY
         describe = bool(rng.random() < stage.describe)
         scene, category, candidates, items = self._subject(level, describe, stage.expressions, rng, index)
         vision = qwen_pixels(render.render(scene), self._limits)
         boxes = _shaken(workbench.hint_boxes(scene, candidates, vision.resized), vision.resized, rng)
-        if describe:
-            text = workbench.describe_things(scene, candidates, workbench.ATTRIBUTES, category)
-            turns = [(describe_parts(category), text)]
-        else:
-            turns = [
-                (
-                    prompt.suffix(prompt.Wording.DETECT, item.question.expression),
-                    write_trace(item.question, scene, candidates, boxes, rng, resized=vision.resized),
-                )
-                for item in items
-            ]
+        turns = [
+            (
+                prompt.suffix(prompt.Wording.DETECT, item.question.expression),
+                write_trace(item.question, scene, candidates, boxes, rng, resized=vision.resized),
+            )
+            for item in items
+        ]
+        turns.append((describe_parts(category), _described(scene, candidates, boxes, category)))
         parts = prompt.prefix(
             prompt.SYSTEM, prompt.Wording.DETECT, category, boxes.tolist(), vision.merged_tokens()
         )
@@ -197,6 +194,13 @@ class Sampler:
         numbers = np.flatnonzero(np.isin(prefix, self._numbers))[-4 * count :]
         assert len(numbers) == 4 * count, (len(numbers), count)
         return numbers[3::4]
+
+
+def _described(scene: Scene, candidates: tuple[int, ...], boxes: NDArray[np.int64], category: str) -> str:
+    """A line per candidate, "Ball 1 [x0, y0, x1, y1]: large red": boxes to copy, and what stands in them."""
+    lines = workbench.describe_things(scene, candidates, workbench.ATTRIBUTES, category).splitlines()
+    named = (line.split(":", 1) for line in lines)
+    return "\n".join(f"{name} {box}:{said}" for (name, said), box in zip(named, boxes.tolist(), strict=True))
 
 
 def _shaken(boxes: NDArray[np.int64], resized: Size, rng: np.random.Generator) -> NDArray[np.int64]:
