@@ -8,7 +8,9 @@ from rexthinker_edge.benchmarks.humanref_metric import THRESHOLDS, score, summar
 SQUARE = [0.0, 0.0, 10.0, 10.0]
 
 
-def oracle(truth: list[list[float]], predicted: list[list[float]], threshold: float) -> tuple[float, float, float]:
+def oracle(
+    truth: list[list[float]], predicted: list[list[float]], threshold: float
+) -> tuple[float, float, float]:
     """The public procedure with plain loops, written from its description."""
 
     def overlap(a: list[float], b: list[float]) -> float:
@@ -38,7 +40,9 @@ def test_equals_the_oracle_on_random_items() -> None:
         boxes = []
         for count in (rng.integers(1, 5), rng.integers(0, 6)):
             corner = rng.integers(0, 12, (count, 2))
-            boxes.append(np.concatenate([corner, corner + rng.integers(4, 12, (count, 2))], 1).astype(float).tolist())
+            boxes.append(
+                np.concatenate([corner, corner + rng.integers(4, 12, (count, 2))], 1).astype(float).tolist()
+            )
         made = score(boxes[0], boxes[1])
         for k, threshold in enumerate(THRESHOLDS):
             wanted = oracle(boxes[0], boxes[1], float(threshold))
