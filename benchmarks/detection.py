@@ -8,13 +8,18 @@ Elsewhere IoU: runtime/boxes.py. What one question is scored by (DensityF1): ben
 Source    COCO API, cocoeval.py: no crowds, all areas, up to 100 detections a picture.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rexthinker_edge.runtime.boxes import iou
+from rexthinker_edge.runtime.detector import Detector, keep_candidates
 
 THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 RECALLS = np.linspace(0, 1, 101)
@@ -90,3 +95,59 @@ def judge(items: Sequence[Judged]) -> Figures:
         hit_iou=float(together.mean()) if len(together) else 0.0,
         pictures=len(items), truths=sum(len(item.truths) for item in items),
     )  # fmt: skip
+
+
+def everything(detector: Detector) -> Detect:
+    """All queries of a detector, the unlikely ones too: average precision wants them."""
+
+    def find(pixels_HWC: NDArray[np.uint8], category: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        logits, shares = detector.raw(pixels_HWC, category)
+        return keep_candidates(logits, shares, (pixels_HWC.shape[1], pixels_HWC.shape[0]), 0.0)
+
+    return find
+
+
+def workbench_items(find: Detect, level: str, seed: int, count: int) -> Iterator[Judged]:
+    """Ask for the category of each workbench item, boxes in pixels of its picture.
+
+    Args:
+        find: (pixels_HWC, category) to boxes and scores; a torch model or an exported one.
+        seed: 1,000,000 and up is data no model was trained on.
+    """
+    from rexthinker_edge.calibration.workbench.items import make_item  # noqa: PLC0415
+    from rexthinker_edge.calibration.workbench.render import render  # noqa: PLC0415
+
+    for index in range(count):
+        item = make_item(level, seed, index)
+        boxes, scores = find(render(item.scene), item.category)
+        truths = [thing.box for thing in item.scene.things if thing.category == item.category]
+        yield Judged(item.category, boxes, scores, np.array(truths, dtype=np.float32).reshape(-1, 4))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Export a detector checkpoint and print its figures on unseen workbench items, one JSON line a level."""
+    import onnxruntime as ort  # noqa: PLC0415
+
+    from rexthinker_edge.export.detector_graph import write_detector  # noqa: PLC0415
+
+    parser = argparse.ArgumentParser(
+        prog="python -m rexthinker_edge.benchmarks.detection", description=main.__doc__
+    )
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=1_000_000)
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args(arguments)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = given.threads
+    with tempfile.TemporaryDirectory() as folder:
+        geometry = write_detector(given.checkpoint, Path(folder, "detector.onnx"))
+        tokenizer = given.checkpoint / "tokenizer.json"
+        detector = Detector(Path(folder, "detector.onnx"), tokenizer, geometry, options)
+        for level in ("easy", "full"):
+            figures = judge(list(workbench_items(everything(detector), level, given.seed, given.count)))
+            print(json.dumps({"level": level, "seed": given.seed, **asdict(figures)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -64,7 +64,8 @@ class ExportedDetector(nn.Module):
 
 def heads_apart(x: Tensor, heads: int) -> Tensor:
     """(B, N, C) to (B, heads, N, C / heads)."""
-    return x.unflatten(-1, (heads, x.shape[-1] // heads)).transpose(1, 2)
+    batch, count, width = x.shape
+    return x.reshape(batch, count, heads, width // heads).transpose(1, 2)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, bias: Tensor | None) -> Tensor:
@@ -77,7 +78,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, bias: Tensor |
 
 def bert(model: Any, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor, mask: Tensor) -> Tensor:
     """The text backbone's last hidden state (1, T, text hidden)."""
-    hidden = model.embeddings(input_ids, token_type_ids, position_ids)
+    hidden: Tensor = model.embeddings(input_ids, token_type_ids, position_ids)
     bias = (1.0 - mask[:, None].to(hidden.dtype)) * torch.finfo(hidden.dtype).min
     for layer in model.encoder.layer:
         own = layer.attention.self
@@ -310,7 +311,7 @@ def propose(model: Any, vision: Tensor, text: Tensor, sides: Sequence[tuple[Side
     usable = ((anchor > 0.01) & (anchor < 0.99)).all(-1, keepdim=True)
     cell = model.enc_output_norm(model.enc_output(torch.where(usable, vision, torch.zeros_like(vision))))
     start = torch.where(usable, (anchor / (1 - anchor)).log(), torch.full_like(anchor, float("inf")))
-    boxes = model.encoder_output_bbox_embed(cell) + start
+    boxes: Tensor = model.encoder_output_bbox_embed(cell) + start
     best = torch.topk((cell @ text.transpose(1, 2)).amax(-1), model.config.num_queries, dim=1).indices
     return boxes.gather(1, best[..., None].expand(-1, -1, 4)).sigmoid()
 

@@ -114,12 +114,13 @@ def run_layers(model: Any, batch: Batch) -> dict[str, Any]:
 def step_loss(model: Any, batch: Batch) -> tuple[Tensor, dict[str, float]]:
     """The loss of one batch and its parts for the log."""
     out = run_layers(model, batch)
-    encoder = encoder_loss(*out["encoder"], batch)
+    logits, boxes = out["encoder"]
+    encoder = encoder_loss(logits, boxes, batch)
     layers = [decoder_loss(logits, boxes, batch) for logits, boxes in out["layers"]]
     loss = total([encoder, *((cls, box) for cls, box, _ in layers)])
     parts = {
-        "encoder_class": float(encoder[0]), "encoder_box": float(encoder[1]),
-        "class": float(layers[-1][0]), "box": float(layers[-1][1]), "iou": float(layers[-1][2]),
+        "encoder_class": encoder[0].item(), "encoder_box": encoder[1].item(),
+        "class": layers[-1][0].item(), "box": layers[-1][1].item(), "iou": layers[-1][2].item(),
     }  # fmt: skip
     return loss, parts
 
@@ -198,7 +199,8 @@ class Run:
         """Run to the recipe's last step, checking every so many seconds."""
         rng = np.random.default_rng([self.recipe.seed, self.step])
         batches = training_batches(self.pictures, self.recipe.batch, self.words, rng)
-        checked, means, started = time.monotonic(), {}, time.monotonic() - self.seconds
+        checked, started = time.monotonic(), time.monotonic() - self.seconds
+        means: dict[str, float] = {}
         while self.step < self.recipe.steps:
             parts = self._step(batches, rng)
             for name, value in parts.items():
@@ -230,7 +232,7 @@ class Run:
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.values()), list(self.model.parameters()), 1 - decay)
         self.step += 1
-        return {"loss": float(loss.detach()), "norm": float(norm), **parts}
+        return {"loss": loss.item(), "norm": norm.item(), **parts}
 
     def check(self) -> dict[str, float]:
         """Save the average, rounded to bf16, and give its figures on the held-out pictures."""
@@ -284,6 +286,8 @@ def save_model(model: Any, tokenizer: dict[str, Any], recipe: DetectorRecipe, fo
     """Write a Hugging Face checkpoint: bf16 weights, config, tokenizer, preprocessor."""
     state = {name: tensor.bfloat16() for name, tensor in model.state_dict().items()}
     model.save_pretrained(folder, state_dict=state)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}, indent=2) + "\n")
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False))
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor(recipe), indent=2) + "\n")
 

@@ -7,12 +7,12 @@ Elsewhere pictures and captions: detector_data.py; loss: detector_loss.py; the l
 Source    Grounding DINO, arXiv 2303.05499; docs/training/detector.jsonl holds the run.
 """
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from rexthinker_edge.runtime.errors import OptionError
+from rexthinker_edge.runtime.strict_json import parse, to_dataclass
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's, as every Grounding DINO checkpoint."""
@@ -58,16 +58,15 @@ class DetectorRecipe:
         """A recipe from JSON; keys that are left out keep their defaults.
 
         Raises:
-            OptionError: a key is unknown.
+            OptionError: no JSON, an unknown key, or a value of another type.
         """
-        given = json.loads(path.read_text())
-        known = {field.name for field in fields(DetectorRecipe)}
-        unknown = sorted(set(given) - known)
-        if unknown:
+        try:
+            return to_dataclass(DetectorRecipe, parse(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
             raise OptionError(
-                f"{path}: unknown key {unknown[0]!r}, known are {sorted(known)}; correct or remove it."
-            )
-        return DetectorRecipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+                f"{path}: {error}, a recipe's fields are needed. Correct it; "
+                f"known are {sorted(field.name for field in fields(DetectorRecipe))}."
+            ) from error
 
 
 def model_config(recipe: DetectorRecipe, vocabulary: int) -> Any:

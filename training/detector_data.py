@@ -170,8 +170,8 @@ def make_batch(
         mirrored = rng.random(len(which)) < 0.5
         stack[mirrored] = stack[mirrored, :, ::-1]
         boxes[mirrored, :, 0] = 1 - boxes[mirrored, :, 0]
-        for n in np.flatnonzero(rng.random(len(which)) < 0.4):
-            stack[n] = stack[n][..., rng.permutation(3)]
+        for recoloured in np.flatnonzero(rng.random(len(which)) < 0.4):
+            stack[recoloured] = stack[recoloured][..., rng.permutation(3)]
     labels = pictures.index.labels[which]
     place = np.full((len(which), len(CATEGORIES)), -1, np.int64)
     for n, categories in enumerate(asked):
@@ -195,7 +195,7 @@ def training_batches(
             for group in groups
             for chunk in np.array_split(rng.permutation(group), max(1, round(len(group) / batch)))
         ]
-        for n in rng.permutation(len(chunks)):
+        for n in rng.permutation(len(chunks)).tolist():
             phrases = int(rng.choice((1, 2, 3, 4), p=(0.4, 0.25, 0.2, 0.15)))
             labels = pictures.index.labels[chunks[n]]
             yield chunks[n], [caption(rng, row, phrases) for row in labels]

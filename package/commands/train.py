@@ -10,12 +10,17 @@ from pathlib import Path
 
 import click
 
+from rexthinker_edge.commands.train_detector import detector
+
 OUT = click.Path(path_type=Path, file_okay=False)
 
 
 @click.group("train")
 def train() -> None:
     """Train the models. Needs the extra `rexthinker-edge[training]`."""
+
+
+train.add_command(detector)
 
 
 @train.command("tokenizer")
