@@ -299,6 +299,7 @@ def preprocessor(recipe: DetectorRecipe) -> dict[str, Any]:
         "do_normalize": True, "do_pad": True, "resample": 2, "rescale_factor": 1 / 255,
         "image_mean": list(MEAN), "image_std": list(STD), "format": "coco_detection",
         "size": {"shortest_edge": recipe.shortest_px, "longest_edge": recipe.longest_px},
+        "box_threshold": recipe.box_threshold,  # ours: transformers keeps and ignores it
     }  # fmt: skip
 
 

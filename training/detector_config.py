@@ -25,6 +25,8 @@ class DetectorRecipe:
     # pictures: shorter and longest side at inference; training starts smaller and ends at full size
     shortest_px: int = 192
     longest_px: int = 268
+    # scores are pushed to the IoU and spare easy negatives, so the best cut is high: docs/training/detector.md
+    box_threshold: float = 0.6
     pictures: int = 24_000
     data_seed: int = 0
     # model
@@ -44,9 +46,9 @@ class DetectorRecipe:
     text_layers: int = 1
     max_text_len: int = 64
     # optimisation
-    steps: int = 9_000
-    batch: int = 12
-    learning_rate: float = 5e-4
+    steps: int = 5_800
+    batch: int = 8
+    learning_rate: float = 4e-4
     weight_decay: float = 0.02
     warm_up: int = 200
     clip: float = 1.0
