@@ -23,6 +23,8 @@ from rexthinker_edge.training.vlm_config import Shape
 from rexthinker_edge.training.vlm_data import CELL_BINS, FIELDS, IGNORE, Batch, Turns
 
 CELL_LAYER = 2
+LOOK_LAYER = 4  # the layer after `BOX_LAYER`; its heads LOOK_HEADS are taught where to look
+LOOK_HEADS = (0, 3)  # for COPIED and TOLD; of different key heads
 INDEX_BINS = 16  # more than the candidates of any workbench picture
 BOX_LAYER = 4  # later layers read there what stands in each box
 
@@ -70,6 +72,7 @@ class Trainee(nn.Module):
         layers = model.model.language_model.layers
         layers[CELL_LAYER - 1].register_forward_hook(partial(self._keep, "cell"))
         layers[BOX_LAYER - 1].register_forward_hook(partial(self._keep, "box"))
+        layers[LOOK_LAYER].self_attn.q_proj.register_forward_hook(partial(self._keep, "query"))
         layers[0].register_forward_pre_hook(lambda _, inputs: self._keep("seen", None, None, inputs[0]))
 
     def _keep(self, name: str, _module: Any, _inputs: Any, output: Any) -> None:
@@ -96,12 +99,13 @@ class Trainee(nn.Module):
         figures: dict[str, float] = {}
         probed = self._probe(batch, image_pad, figures) if auxiliary else torch.zeros(())
         answered = [self._turn_logits(cache, turns) for turns in batch.turns]
-        logits, targets, named = (torch.cat(parts) for parts in zip(*answered, strict=True))
+        logits, targets, named, looked = (torch.cat(parts) for parts in zip(*answered, strict=True))
+        figures["look"] = looked.mean().item()
         loss = self._turn_loss(logits, targets, figures)
-        return loss + auxiliary * (probed + named.mean()), figures
+        return loss + auxiliary * (probed + named.mean() + looked.mean()), figures
 
-    def _turn_logits(self, cache: DynamicCache, turns: Turns) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits and targets of the answers' tokens, and the losses of candidate numbers in the text."""
+    def _turn_logits(self, cache: DynamicCache, turns: Turns) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logits and targets of the answers' tokens; losses of candidate numbers and of where to look."""
         hidden = self.model.model.language_model(
             input_ids=turns.ids,
             position_ids=turns.positions,
@@ -115,7 +119,30 @@ class Trainee(nn.Module):
         named = cross_entropy(
             self.probes.index(self._hidden["cell"][said]), numbers[said].long().argmax(-1), reduction="none"
         )
-        return self.model.lm_head(hidden[:, :-1][wanted]), turns.targets[:, 1:][wanted], named
+        return (
+            self.model.lm_head(hidden[:, :-1][wanted]),
+            turns.targets[:, 1:][wanted],
+            named,
+            self._looked(cache, turns),
+        )
+
+    def _looked(self, cache: DynamicCache, turns: Turns) -> Tensor:
+        """Cross-entropy of two heads' attention over the prefix, against where the next token stands."""
+        row, place, target, kind = turns.looks.unbind(1)
+        text = self.model.model.language_model
+        width = text.config.hidden_size // text.config.num_attention_heads
+        groups = text.config.num_attention_heads // text.config.num_key_value_heads
+        heads = torch.tensor(LOOK_HEADS)[kind]
+        query = self._hidden["query"].unflatten(-1, (-1, width))[row, place, heads]
+        # tokens of a turn are text: their three positions are equal and the sections of M-RoPE do not matter
+        angles = turns.positions[0][row, place][:, None] * text.rotary_emb.inv_freq
+        cos, sin = (torch.cat([f(angles)] * 2, dim=1) for f in (torch.cos, torch.sin))
+        first, second = query.chunk(2, dim=1)
+        query = query * cos + torch.cat([-second, first], dim=1) * sin
+        keys = cache.layers[LOOK_LAYER].keys[turns.rows[row], heads // groups]
+        scores = torch.einsum("md,mkd->mk", query, keys) / math.sqrt(width)
+        shown = turns.mask_RHQK[row, 0, 0, : keys.shape[1]]
+        return cross_entropy(scores.masked_fill(~shown, -math.inf), target, reduction="none")
 
     def _turn_loss(self, logits: Tensor, targets: Tensor, figures: dict[str, float]) -> Tensor:
         loss = cross_entropy(logits, targets)

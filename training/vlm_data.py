@@ -40,7 +40,11 @@ FIELDS: dict[str, tuple[str, ...]] = {
 }
 CELL_PX = 28  # side of a picture token, in resized pixels
 CELL_BINS = 32
+COPIED, TOLD = 0, 1
 FIRST_EVALUATION_SEED = 1_000_000
+
+
+Turn = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,9 @@ class Sample:
     Attributes:
         ids: (S,) int64 prefix after the system turn.
         positions: (3, S) int64 M-RoPE positions of the prefix; turns start at `next_position`.
-        turns: per turn (ids, targets), both (L,) int64, IGNORE where nothing is to be predicted.
+        turns: per turn (ids, targets, looks): ids and targets (L,) int64, IGNORE where nothing is to be
+            predicted; looks (M, 3) int64, rows of (place in the turn, prefix token, kind): the next token
+            of that place is read off that prefix token, COPIED as it stands or TOLD by what is there.
         vision: the picture's patches and grid.
         cell_things: (T,) int64, the thing under each picture token, -1 for none.
         box_ends: (B,) int64, the prefix token at which each hint box is complete.
@@ -62,7 +68,7 @@ class Sample:
     ids: NDArray[np.int64]
     positions: NDArray[np.int64]
     next_position: int
-    turns: tuple[tuple[NDArray[np.int64], NDArray[np.int64]], ...]
+    turns: tuple[Turn, ...]
     vision: VisionInput
     cell_things: NDArray[np.int64]
     box_ends: NDArray[np.int64]
@@ -80,6 +86,7 @@ class Turns:
     positions: Tensor  # (3, R, L)
     rows: Tensor
     mask_RHQK: Tensor  # (R, 1, L, system + S + L) bool
+    looks: Tensor  # (M, 4): row, place, prefix token with the system turn counted in, kind
 
 
 @dataclass(frozen=True)
@@ -169,13 +176,13 @@ class Sampler:
         positions, start = mrope_positions(np.array(prefix), self._image_pad, [vision.grid_thw])
         system = len(self.system_ids)
         assert prefix[:system] == self.system_ids
+        ends = self._box_ends(prefix[system:], len(candidates))
         packed = []
         for question, answer in turns:
-            asked, said = (
-                self.tokenizer.encode_parts(question),
-                self.tokenizer.encode_parts([answer, prompt.IM_END]),
-            )
-            packed.append((np.array(asked + said), np.array([IGNORE] * len(asked) + said)))
+            asked = self.tokenizer.encode_parts(question)
+            said = self.tokenizer.encode_parts([answer, prompt.IM_END])
+            looks = self._looks(said, boxes, ends) + np.array([len(asked), 0, 0])
+            packed.append((np.array(asked + said), np.array([IGNORE] * len(asked) + said), looks))
         return Sample(
             ids=np.array(prefix[system:]),
             positions=positions[:, system:],
@@ -183,11 +190,33 @@ class Sampler:
             turns=tuple(packed),
             vision=vision,
             cell_things=_things_under_cells(scene, vision),
-            box_ends=self._box_ends(prefix[system:], len(candidates)),
+            box_ends=ends,
             box_things=np.array(candidates),
             box_cells=(boxes[:, [1, 0]] + boxes[:, [3, 2]]) // 2 // CELL_PX,
             thing_fields=_thing_fields(scene),
         )
+
+    def _looks(self, said: list[int], boxes: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(M, 3) where an answer reads its next token off the hint: box numbers, and lines "Ball 3: …"."""
+        order = {tuple(box): k for k, box in enumerate(boxes.tolist())}
+        pieces = [self.tokenizer.token_bytes(token).decode("utf-8", "replace") for token in said]
+        found, current, telling = list[tuple[int, int, int]](), None, False
+        for place, piece in enumerate(pieces):
+            values = tuple(
+                int(p.strip(" ,")) for p in pieces[place + 1 : place + 5] if p.strip(" ,").isdigit()
+            )
+            if piece.endswith("[") and values in order:
+                end = int(ends[order[values]])
+                found += [(place + slot, end - 3 + slot, COPIED) for slot in range(4)]
+            if piece.strip().isdigit() and place and pieces[place - 1].strip().istitle():
+                number = int(piece)
+                current = number - 1 if pieces[place - 1].strip() != "Step" and number <= len(ends) else None
+            telling = current is not None and (telling or piece.endswith(":"))
+            if "\n" in piece:
+                current, telling = None, False
+            if telling and current is not None:
+                found.append((place, int(ends[current]), TOLD))
+        return np.array(found, np.int64).reshape(-1, 3)
 
     def _box_ends(self, prefix: list[int], count: int) -> NDArray[np.int64]:
         """(B,) the last coordinate's token of each of the `count` boxes at the end of a prefix."""
@@ -242,10 +271,12 @@ def collate(samples: list[Sample], system_ids: list[int], pad_id: int, group: in
     shown = torch.cat(
         [torch.ones(len(samples), system, dtype=torch.bool), torch.arange(longest) < lengths[:, None]], 1
     )
-    turns = [(row, ids, targets) for row, s in enumerate(samples) for ids, targets in s.turns]
+    turns = [(row, *turn) for row, s in enumerate(samples) for turn in s.turns]
     turns.sort(key=lambda turn: len(turn[1]))
     starts = np.array([s.next_position for s in samples])
-    groups = [_turns(turns[k : k + group], starts, shown, pad_id) for k in range(0, len(turns), group)]
+    groups = [
+        _turns(turns[k : k + group], starts, shown, pad_id, system) for k in range(0, len(turns), group)
+    ]
     return Batch(
         system_ids=torch.tensor([system_ids]),
         ids=_stack([s.ids for s in samples], pad_id),
@@ -259,20 +290,26 @@ def collate(samples: list[Sample], system_ids: list[int], pad_id: int, group: in
 
 
 def _turns(
-    turns: list[tuple[int, NDArray[np.int64], NDArray[np.int64]]],
+    turns: list[tuple[int, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]],
     starts: NDArray[np.int64],
     shown: Tensor,
     pad_id: int,
+    system: int,
 ) -> Turns:
-    rows = torch.tensor([row for row, _, _ in turns])
-    ids = _stack([ids for _, ids, _ in turns], pad_id)
+    rows = torch.tensor([row for row, _, _, _ in turns])
+    ids = _stack([ids for _, ids, _, _ in turns], pad_id)
     positions = torch.from_numpy(starts)[rows][:, None] + torch.arange(ids.shape[1])
+    looks = [
+        np.insert(look + np.array([0, system, 0]), 0, row, axis=1)
+        for row, (_, _, _, look) in enumerate(turns)
+    ]
     return Turns(
         ids=ids,
-        targets=_stack([targets for _, _, targets in turns], IGNORE),
+        targets=_stack([targets for _, _, targets, _ in turns], IGNORE),
         positions=positions.expand(3, -1, -1),
         rows=rows,
         mask_RHQK=_causal(ids.shape[1], shown[rows]),
+        looks=torch.from_numpy(np.concatenate(looks)),
     )
 
 
