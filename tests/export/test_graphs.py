@@ -66,6 +66,18 @@ def test_vision_tower(exported, rng, shape, grid):
     assert close(ours, theirs.numpy())
 
 
+def test_vision_tower_on_almost_nothing(exported, rng):
+    """Numbers so small that the norms' epsilon decides: 1e-4 for 1e-6 would change the features by half."""
+    made = exported()
+    seen = picture(rng, 6, 10)
+    seen = VisionInput(seen.patches * np.float32(1e-3), seen.grid_thw, seen.resized)
+    with torch.no_grad():
+        theirs = made.reference.model.visual(
+            torch.tensor(seen.patches), torch.tensor([seen.grid_thw])
+        ).pooler_output
+    assert close(made.vision.encode(seen), theirs.numpy())
+
+
 @pytest.mark.parametrize("max_pixels", [16 * 784, 100 * 784, 1280 * 784])
 def test_every_picture_that_preprocessing_gives_fits_the_table(exported, max_pixels):
     config = exported().config.vision
