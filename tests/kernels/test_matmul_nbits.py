@@ -43,11 +43,9 @@ def test_round_to_nearest_moves_no_value_by_more_than_half_a_step(rng, bits, blo
     weight[3] = np.abs(weight[3]) + 1  # one-sided: zero must still be representable
     made = round_to_nearest(Tensor.from_array("w", weight), bits, block, slice_rows=4)
     steps = np.repeat(made.scales, block, axis=1)[:, :columns]
-    # Half a step of the code, and half a step because the zero point was rounded too; the ends of the range
-    # are clipped to it, so the sum is one step at most.
-    assert (np.abs(dequantize(made) - weight) <= steps * (1 + 16 * EPS)).all()
-    inner = np.abs(dequantize(made) - weight) <= 0.5 * steps * (1 + 1e-4)
-    assert inner.mean() > 0.9
+    # Half a step when a code is rounded; a code that is clipped at an end was off by the zero point's own
+    # rounding, half a step at most. Quotients up to 255 are off by 255 eps of a step themselves.
+    assert (np.abs(dequantize(made) - weight) <= steps * (0.5 + 4 * 255 * EPS)).all()
     assert made.codes.max() < 2**bits
     np.testing.assert_array_equal(dequantize(made)[2], 0)
 
