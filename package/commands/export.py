@@ -15,7 +15,7 @@ CHECKPOINT = click.Path(path_type=Path, exists=True, file_okay=False)
 
 
 @click.command("export")
-@click.option("--vlm", "vlm_dir", type=CHECKPOINT, required=True, help="Qwen2.5-VL checkpoint directory.")
+@click.argument("vlm_dir", metavar="CHECKPOINT", type=CHECKPOINT)
 @click.option("--detector", "detector_dir", type=CHECKPOINT, required=True, help="Grounding DINO checkpoint.")
 @click.option("--out", "out_dir", type=click.Path(path_type=Path), required=True, help="The bundle to make.")
 @click.option("--precision", type=click.Choice(["fp32", "int4"]), default="fp32", show_default=True)
@@ -32,7 +32,7 @@ CHECKPOINT = click.Path(path_type=Path, exists=True, file_okay=False)
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that stands at --out.")
 @click.option("--dry-run", is_flag=True, help="Check configuration and every tensor's shape; write nothing.")
 def export(vlm_dir: Path, detector_dir: Path, out_dir: Path, dry_run: bool, **chosen: Any) -> None:
-    """Make a bundle of a language model and a detector."""
+    """Make a bundle of a Qwen2.5-VL CHECKPOINT directory and a detector."""
     from rexthinker_edge.export.pipeline import (  # noqa: PLC0415
         ExportOptions,
         check_checkpoint,

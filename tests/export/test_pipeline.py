@@ -185,7 +185,7 @@ def test_a_foreign_tokenizer_is_refused(vlm, tmp_path):
 
 
 def test_command(vlm, detector, tmp_path):
-    arguments = ["--vlm", str(vlm), "--detector", str(detector), "--out", str(tmp_path / "bundle")]
+    arguments = [str(vlm), "--detector", str(detector), "--out", str(tmp_path / "bundle")]
     checked = CliRunner().invoke(export, [*arguments, "--dry-run"])
     assert checked.exit_code == 0, checked.output
     assert "every key honoured" in checked.output
