@@ -18,8 +18,8 @@ from enum import StrEnum
 SYSTEM = (
     "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. "
     "The assistant first thinks about the reasoning process in the mind and then provides the user with the "
-    "answer. The reasoning process and answer are enclosed within <think> </think> and <answer> </answer> tags, "
-    "respectively, i.e., <think> reasoning process here </think><answer> answer here </answer>."
+    "answer. The reasoning process and answer are enclosed within <think> </think> and <answer> </answer> "
+    "tags, respectively, i.e., <think> reasoning process here </think><answer> answer here </answer>."
 )
 
 
@@ -49,7 +49,9 @@ def hint(category: str, boxes: Sequence[Sequence[int]]) -> str:
     return json.dumps({category: [[int(v) for v in box] for box in boxes]})
 
 
-def prefix(system: str, wording: Wording, category: str, boxes: Sequence[Sequence[int]], image_tokens: int) -> list[Part]:
+def prefix(
+    system: str, wording: Wording, category: str, boxes: Sequence[Sequence[int]], image_tokens: int
+) -> list[Part]:
     """Everything up to the cut: system turn, picture, hint.
 
     Args:

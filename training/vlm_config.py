@@ -113,7 +113,7 @@ class Recipe:
     stages: tuple[Stage, ...] = (
         Stage("tie", 400, 16, 1, 1.0, 0.3, 1.0, 2.5e-3, 2.5e-3),
         Stage("traces", 1000, 12, 3, 0.1, 0.35, 0.5, 2.5e-3, 1.2e-3),
-        Stage("settle", 300, 12, 3, 0.05, 0.4, 0.2, 1.2e-3, 0.0),
+        Stage("settle", 240, 12, 3, 0.05, 0.4, 0.2, 1.2e-3, 0.0),
     )
     warmup: int = 60
     weight_decay: float = 0.02
