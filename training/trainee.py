@@ -133,7 +133,8 @@ class Trainee(nn.Module):
         width = text.config.hidden_size // text.config.num_attention_heads
         groups = text.config.num_attention_heads // text.config.num_key_value_heads
         heads = torch.tensor(LOOK_HEADS)[kind]
-        query = self._hidden["query"].unflatten(-1, (-1, width))[row, place, heads]
+        queries = self._hidden["query"]
+        query = queries.view(*queries.shape[:2], -1, width)[row, place, heads]
         # tokens of a turn are text: their three positions are equal and the sections of M-RoPE do not matter
         angles = turns.positions[0][row, place][:, None] * text.rotary_emb.inv_freq
         cos, sin = (torch.cat([f(angles)] * 2, dim=1) for f in (torch.cos, torch.sin))
@@ -156,7 +157,8 @@ class Trainee(nn.Module):
     def _probe(self, batch: Batch, image_pad: int, figures: dict[str, float]) -> Tensor:
         pictures = batch.ids == image_pad
         nothing = torch.tensor([size - 1 for size in self.probes.sizes])
-        cells, places, boxes, centres, rows, columns, order = [], [], [], [], [], [], []
+        cells, places, boxes, centres = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
+        rows, columns, order = list[int](), list[int](), list[int]()
         for row, sample in enumerate(batch.samples):
             fields = torch.from_numpy(sample.thing_fields)
             under = torch.from_numpy(sample.cell_things)
