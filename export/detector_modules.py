@@ -5,7 +5,8 @@ What      The same layers and weights as transformers' model, called in the same
           ONNX form (`isin`, `cummax`: masks and positions are inputs), or that turn float64 (sampling grids).
 Contract  One picture, no padding, so every mask over pixels is all true and drops out. Equal to transformers
           within float32 rounding (tests/export/test_detector_graph.py).
-Layout    Feature maps are (1, height, width, channels) in the backbone, (1, cells, d_model) after it.
+Layout    Feature maps are (1, cells, channels), row by row. Windows, shifts and padding are row numbers,
+          computed once a stage, so that a block moves its cells by one look-up there and one back.
 Elsewhere writing the file: detector_graph.py; masks and positions: runtime/caption.py.
 Source    transformers 5.23, models/grounding_dino and models/swin.
 """
@@ -62,18 +63,20 @@ class ExportedDetector(nn.Module):
         return decode(self.detector, vision, text, cells.sides, reference)
 
 
-def heads_apart(x: Tensor, heads: int) -> Tensor:
-    """(B, N, C) to (B, heads, N, C / heads)."""
-    batch, count, width = x.shape
-    return x.reshape(batch, count, heads, width // heads).transpose(1, 2)
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, bias: Tensor | None, count: int = -1
+) -> Tensor:
+    """Softmax attention over (B, N, C) tensors; `bias` is added to the scores (B, heads, N, M).
 
-
-def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, bias: Tensor | None) -> Tensor:
-    """Softmax attention over (B, N, C) tensors; `bias` is added to the scores (B, heads, N, M)."""
-    q, k, v = (heads_apart(x, heads) for x in (query, key, value))
-    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    Args:
+        count: N and M where they are the same known number, then B may be any; else B is 1.
+    """
+    lead, width = ((-1, count) if count > 0 else (1, -1)), int(query.shape[-1])
+    q, k, v = (x.reshape(*lead, heads, width // heads).transpose(1, 2) for x in (query, key, value))
+    scores = q @ k.transpose(-1, -2) * (width // heads) ** -0.5
     scores = scores if bias is None else scores + bias
-    return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+    seen: Tensor = (scores.softmax(-1) @ v).transpose(1, 2).reshape(*lead, width)
+    return seen
 
 
 def bert(model: Any, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor, mask: Tensor) -> Tensor:
@@ -88,87 +91,106 @@ def bert(model: Any, input_ids: Tensor, token_type_ids: Tensor, position_ids: Te
     return hidden
 
 
-def backbone(model: Any, pixels: Tensor) -> list[Tensor]:
-    """Swin's feature maps of the asked stages, each (1, height, width, channels)."""
+@dataclass(frozen=True)
+class Windows:
+    """Where the cells of one stage go for windowed attention, as row numbers; N cells, W windows."""
+
+    take: Tensor  # (W * area,) which cell stands in each slot, N for padding
+    give: Tensor  # (N,) in which slot each cell stands
+    mask: Tensor | None  # (W, 1, area, area): -100 between parts that a shift brought together
+
+
+def backbone(model: Any, pixels: Tensor) -> list[tuple[Tensor, Side, Side]]:
+    """Swin's feature maps of the asked stages, each (1, cells, channels) with its height and width."""
     swin, maps = model.swin, []
     projection = swin.embeddings.patch_embeddings.projection
-    patch = projection.kernel_size[0]
-    height, width = pixels.shape[2], pixels.shape[3]
-    padded = pad(pixels, (0, (patch - width % patch) % patch, 0, (patch - height % patch) % patch))
-    x = swin.embeddings.norm(projection(padded).permute(0, 2, 3, 1))
+    patch, height, width = projection.kernel_size[0], pixels.shape[2], pixels.shape[3]
+    rows, cols = (height + patch - 1) // patch, (width + patch - 1) // patch
+    padded = pad(pixels, (0, cols * patch - width, 0, rows * patch - height))
+    x = swin.embeddings.norm(projection(padded).flatten(2).transpose(1, 2))
     for stage, name in zip(swin.encoder.layers, model.stage_names[1:], strict=True):
+        shifts = {int(block.shift_size) for block in stage.blocks}
+        window = int(stage.blocks[0].window_size)
+        places = {shift: place_windows(rows, cols, window, shift) for shift in shifts}
         for block in stage.blocks:
-            x = swin_block(block, x)
+            x = swin_block(block, x, places[int(block.shift_size)])
         if name in model.out_features:
-            maps.append(model.hidden_states_norms[name](x))
+            maps.append((model.hidden_states_norms[name](x), rows, cols))
         if stage.downsample is not None:
-            x = merge(stage.downsample, x)
+            x = merge(stage.downsample, x, rows, cols)
+            rows, cols = (rows + 1) // 2, (cols + 1) // 2
     return maps
 
 
-def merge(downsample: Any, x: Tensor) -> Tensor:
-    """Four neighbours to one, at twice the channels; odd sides are padded."""
-    x = pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
-    four = torch.cat([x[:, row::2, col::2] for col in range(2) for row in range(2)], dim=-1)
-    return downsample.reduction(downsample.norm(four))  # type: ignore[no-any-return]
+def take_rows(x: Tensor, index: Tensor) -> Tensor:
+    """(1, N, C) to (1, len(index), C); row N is zero."""
+    return torch.cat([x, torch.zeros_like(x[:, :1])], dim=1)[:, index]
 
 
-def swin_block(block: Any, x: Tensor) -> Tensor:
-    """Windowed attention, shifted in every second block, then the MLP."""
-    window, shift = int(block.window_size), int(block.shift_size)
-    height, width = x.shape[1], x.shape[2]
-    normed = block.layernorm_before(x)
-    padded = pad(
-        normed, (0, 0, 0, (window - width % window) % window, 0, (window - height % window) % window)
-    )
+def merge(downsample: Any, x: Tensor, rows: Side, cols: Side) -> Tensor:
+    """Four neighbours to one, at twice the channels; beyond the edge are zeros."""
+    row, col = torch.arange((rows + 1) // 2) * 2, torch.arange((cols + 1) // 2) * 2
+    four = [flat_index(row + down, col + right, rows, cols) for right in range(2) for down in range(2)]
+    index = torch.stack([one.reshape(-1) for one in four], dim=1).reshape(-1)
+    beside = take_rows(x, index).reshape(1, -1, 4 * int(x.shape[-1]))
+    return downsample.reduction(downsample.norm(beside))  # type: ignore[no-any-return]
+
+
+def flat_index(row: Tensor, col: Tensor, rows: Side, cols: Side) -> Tensor:
+    """(len(row), len(col)): numbers of cells row by row, rows * cols for those beyond the edge."""
+    inside = (row < rows)[:, None] & (col < cols)[None]
+    return torch.where(inside, row[:, None] * cols + col[None], torch.as_tensor(rows * cols))
+
+
+def place_windows(rows: Side, cols: Side, window: int, shift: int) -> Windows:
+    """Cut rows x cols cells, padded to whole windows and rolled by `shift`, into windows."""
+    down, across = (rows + window - 1) // window, (cols + window - 1) // window
+    row, col = torch.arange(down * window), torch.arange(across * window)
+    source = flat_index((row + shift) % (down * window), (col + shift) % (across * window), rows, cols)
+    here = (torch.arange(rows) - shift + down * window) % (down * window)
+    there = (torch.arange(cols) - shift + across * window) % (across * window)
+    slot = ((here // window * across)[:, None] + (there // window)[None]) * window**2
+    slot = slot + (here % window * window)[:, None] + (there % window)[None]
+    mask = None
     if shift:
-        padded = torch.roll(padded, (-shift, -shift), (1, 2))
-    rows, cols = padded.shape[1], padded.shape[2]
-    seen = window_attention(block.attention, windows(padded, window), window_mask(rows, cols, window, shift))
-    seen = seen.reshape(1, rows // window, cols // window, window, window, x.shape[-1])
-    seen = seen.transpose(2, 3).reshape(1, rows, cols, x.shape[-1])
-    if shift:
-        seen = torch.roll(seen, (shift, shift), (1, 2))
-    x = x + seen[:, :height, :width]
+        row_part = (row >= down * window - window).int() + (row >= down * window - shift).int()
+        col_part = (col >= across * window - window).int() + (col >= across * window - shift).int()
+        parts = by_window(row_part[:, None] * 3 + col_part[None], down, across, window)
+        mask = (parts[:, None, :] != parts[:, :, None]).to(torch.float32)[:, None] * -100.0
+    return Windows(by_window(source, down, across, window).reshape(-1), slot.reshape(-1), mask)
+
+
+def by_window(values: Tensor, down: Side, across: Side, window: int) -> Tensor:
+    """(down * window, across * window) to (down * across, window * window)."""
+    return values.reshape(down, window, across, window).transpose(1, 2).reshape(-1, window * window)
+
+
+def swin_block(block: Any, x: Tensor, places: Windows) -> Tensor:
+    """Windowed attention over (1, N, C), then the MLP."""
+    area, channels = int(block.window_size) ** 2, int(x.shape[-1])
+    slots = take_rows(block.layernorm_before(x), places.take).reshape(-1, area, channels)
+    seen = window_attention(block.attention, slots, places.mask).reshape(1, -1, channels)
+    x = x + seen[:, places.give]
     return x + block.mlp(block.layernorm_after(x))  # type: ignore[no-any-return]
-
-
-def windows(x: Tensor, window: int) -> Tensor:
-    """(1, rows, cols, C) to (windows, window * window, C)."""
-    rows, cols, channels = x.shape[1] // window, x.shape[2] // window, x.shape[3]
-    return (
-        x.reshape(rows, window, cols, window, channels).transpose(1, 2).reshape(-1, window * window, channels)
-    )
-
-
-def window_mask(rows: Side, cols: Side, window: int, shift: int) -> Tensor | None:
-    """(windows, 1, area, area): -100 between parts of a shifted window that are not neighbours."""
-    if not shift:
-        return None
-    row, col = torch.arange(rows), torch.arange(cols)
-    row_part = (row >= rows - window).to(torch.float32) + (row >= rows - shift).to(torch.float32)
-    col_part = (col >= cols - window).to(torch.float32) + (col >= cols - shift).to(torch.float32)
-    parts = windows((row_part[:, None] * 3 + col_part[None, :])[None, :, :, None], window)[..., 0]
-    return (parts[:, None, :] != parts[:, :, None]).to(torch.float32)[:, None] * -100.0
 
 
 def window_attention(attention: Any, x: Tensor, mask: Tensor | None) -> Tensor:
     """Attention within windows (windows, area, C), with the learned bias of relative places."""
     bias = attention.relative_position_bias()
     bias = bias if mask is None else bias + mask
-    seen = attend(
-        attention.q_proj(x), attention.k_proj(x), attention.v_proj(x), attention.num_attention_heads, bias
-    )
+    query, key, value = attention.q_proj(x), attention.k_proj(x), attention.v_proj(x)
+    seen = attend(query, key, value, attention.num_attention_heads, bias, count=int(x.shape[1]))
     return attention.o_proj(seen)  # type: ignore[no-any-return]
 
 
-def project(model: Any, maps: Sequence[Tensor]) -> Cells:
+def project(model: Any, maps: Sequence[tuple[Tensor, Side, Side]]) -> Cells:
     """All levels at width d_model, with the coarser ones made here, and their positions."""
-    sources = [x.permute(0, 3, 1, 2) for x in maps]
+    sources = [x.transpose(1, 2).reshape(1, int(x.shape[-1]), rows, cols) for x, rows, cols in maps]
+    sides = [(rows, cols) for _, rows, cols in maps]
     levels = [model.input_proj_vision[n](source) for n, source in enumerate(sources)]
     for n in range(len(levels), model.config.num_feature_levels):
         levels.append(model.input_proj_vision[n](sources[-1] if n == len(sources) else levels[-1]))
-    sides = [(level.shape[2], level.shape[3]) for level in levels]
+        sides.append(((sides[-1][0] + 1) // 2, (sides[-1][1] + 1) // 2))
     positions = [
         sine_positions(height, width, model.config) + model.level_embed[n]
         for n, (height, width) in enumerate(sides)
@@ -186,7 +208,7 @@ def sine_positions(height: Side, width: Side, config: Any) -> Tensor:
     wave = config.positional_embedding_temperature ** (2 * (torch.arange(features) // 2) / features)
     rows, cols = waves(y[:, None] / wave), waves(x[:, None] / wave)
     grid = torch.cat([rows[:, None].expand(-1, width, -1), cols[None].expand(height, -1, -1)], dim=-1)
-    return grid.flatten(0, 1)[None]
+    return grid.reshape(1, -1, 2 * features)
 
 
 def waves(angles: Tensor) -> Tensor:
@@ -223,7 +245,7 @@ def centres(height: Side, width: Side) -> Tensor:
     y = (torch.arange(height).to(torch.float32) + 0.5) / height
     x = (torch.arange(width).to(torch.float32) + 0.5) / width
     grid = torch.stack([x[None].expand(height, -1), y[:, None].expand(-1, width)], dim=-1)
-    return grid.flatten(0, 1)
+    return grid.reshape(-1, 2)
 
 
 def enhance(layer: Any, text: Tensor, positions: Tensor, bias: Tensor) -> Tensor:
@@ -269,7 +291,7 @@ def feed_forward(layer: Any, x: Tensor) -> Tensor:
 def sampling_offsets(attention: Any, query: Tensor) -> Tensor:
     """(1, Q, heads, levels, points, 2)."""
     shape = (attention.n_heads, attention.n_levels, attention.n_points, 2)
-    return attention.sampling_offsets(query).unflatten(-1, shape)  # type: ignore[no-any-return]
+    return attention.sampling_offsets(query).reshape(1, -1, *shape)  # type: ignore[no-any-return]
 
 
 def deform(
@@ -280,19 +302,20 @@ def deform(
     Levels are summed as they come, which spares transformers' stack over all of them.
     """
     heads, levels, points = attention.n_heads, attention.n_levels, attention.n_points
-    value = attention.value_proj(source)[0].unflatten(-1, (heads, -1)).permute(1, 2, 0)  # (heads, depth, N)
-    weights = attention.attention_weights(query)[0].unflatten(-1, (heads, levels * points)).softmax(-1)
-    weights = weights.unflatten(-1, (levels, points)).permute(2, 1, 0, 3)  # (levels, heads, Q, points)
+    depth = attention.d_model // heads
+    value = attention.value_proj(source).reshape(-1, heads, depth).permute(1, 2, 0)  # (heads, depth, N)
+    weights = attention.attention_weights(query).reshape(-1, heads, levels * points).softmax(-1)
+    weights = weights.reshape(-1, heads, levels, points).permute(2, 1, 0, 3)  # (levels, heads, Q, points)
     grid = (where[0] * 2 - 1).to(torch.float32).permute(2, 1, 0, 3, 4)  # (levels, heads, Q, points, 2)
     total, start = None, 0
     for level, (height, width) in enumerate(sides):
-        image = value[:, :, start : start + height * width].unflatten(-1, (height, width))
+        image = value[:, :, start : start + height * width].reshape(heads, depth, height, width)
         found = grid_sample(image, grid[level], mode="bilinear", padding_mode="zeros", align_corners=False)
         part = (found * weights[level][:, None]).sum(-1)  # (heads, depth, Q)
         total = part if total is None else total + part
         start = start + height * width
     assert total is not None
-    return attention.output_proj(total.flatten(0, 1).transpose(0, 1)[None])  # type: ignore[no-any-return]
+    return attention.output_proj(total.reshape(1, heads * depth, -1).transpose(1, 2))  # type: ignore[no-any-return]
 
 
 def inverse_sigmoid(x: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ class DetectorRecipe:
     # pictures: shorter and longest side at inference; training starts smaller and ends at full size
     shortest_px: int = 192
     longest_px: int = 268
-    # scores are pushed to the IoU and spare easy negatives, so the best cut is high: docs/training/detector.md
+    # scores aim at the IoU and spare easy negatives, so the best cut is high: docs/training/detector.md
     box_threshold: float = 0.6
     pictures: int = 24_000
     data_seed: int = 0

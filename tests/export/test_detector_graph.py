@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from rexthinker_edge.calibration.workbench.items import make_item
 from rexthinker_edge.calibration.workbench.render import render
+from rexthinker_edge.export import detector_graph
 from rexthinker_edge.export.detector_graph import read_geometry, store_bfloat16, write_detector
 from rexthinker_edge.runtime.caption import phrase_masks
 from rexthinker_edge.runtime.detector import Detector
@@ -62,6 +63,11 @@ def odd_checkpoint(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def odd_model(odd_checkpoint):
+    return reference(odd_checkpoint)
+
+
+@pytest.fixture(scope="module")
 def odd_graph(odd_checkpoint):
     path = odd_checkpoint / "detector.onnx"
     geometry = write_detector(odd_checkpoint, path)
@@ -78,13 +84,13 @@ def reference(folder):
     ("height", "width", "words"),
     [(64, 64, 1), (61, 96, 2), (96, 33, 3), (50, 51, 1), (32, 96, 9), (7, 90, 1)],
 )
-def test_any_size_and_caption_equals_transformers(odd_checkpoint, odd_graph, height, width, words):
+def test_any_size_and_caption_equals_transformers(odd_model, odd_graph, height, width, words):
     path, _ = odd_graph
     ids = [101, *range(1040, 1040 + words), 1012, 102]
     mask, positions = phrase_masks(ids)
     pixels = torch.from_numpy(np.random.default_rng(height).normal(size=(1, 3, height, width))).float()
     with torch.no_grad():
-        wanted = reference(odd_checkpoint)(pixel_values=pixels, input_ids=torch.tensor([ids]))
+        wanted = odd_model(pixel_values=pixels, input_ids=torch.tensor([ids]))
     session = ort.InferenceSession(str(path), one_thread())
     logits, boxes = session.run(None, {
         "pixel_values": pixels.numpy(), "input_ids": np.array([ids]),
@@ -101,29 +107,44 @@ def test_geometry_and_file(odd_checkpoint, odd_graph):
     assert (geometry.shortest_px, geometry.longest_px, geometry.least_px) == (64, 96, 32)
     assert (geometry.queries, geometry.max_text_len, geometry.box_threshold) == (12, 256, 0.25)
     assert geometry.mean == (0.5, 0.4, 0.3)
-    half = path.stat().st_size
-    write_detector(odd_checkpoint, odd_checkpoint / "whole.onnx", weights="fp32")
-    whole = (odd_checkpoint / "whole.onnx").stat().st_size
-    stored = 2 * (odd_checkpoint / "model.safetensors").stat().st_size
-    assert whole - half > 0.4 * stored  # nearly all weights went to two bytes
+    weights = onnx.load(path).graph.initializer
+    halves = [w for w in weights if w.data_type == onnx.TensorProto.BFLOAT16]
+    stored = (odd_checkpoint / "model.safetensors").stat().st_size
+    assert sum(len(w.raw_data) for w in halves) > 0.9 * stored  # nearly all weights, two bytes each
     assert not (odd_checkpoint / "detector.part").exists()
 
 
-def test_only_what_loses_nothing_is_stored_as_bfloat16():
+@pytest.mark.parametrize(("weights", "kept"), [("bf16", "BFLOAT16"), ("fp32", "FLOAT")])
+def test_weights_are_stored_as_asked(odd_checkpoint, tmp_path, monkeypatch, weights, kept):
+    monkeypatch.setattr(detector_graph, "_load", lambda folder: None)
+    monkeypatch.setattr(detector_graph, "_trace", lambda *given: two_weights())
+    write_detector(odd_checkpoint, tmp_path / "d.onnx", weights)
+    types = {
+        onnx.TensorProto.DataType.Name(w.data_type) for w in onnx.load(tmp_path / "d.onnx").graph.initializer
+    }
+    assert types == {kept, "FLOAT"}
+
+
+def two_weights():
+    """A graph that adds a weight bfloat16 holds exactly and one that it does not."""
     exact, other = np.full(300, 1.5, np.float32), np.full(300, 1.1, np.float32)
     nodes = [onnx.helper.make_node("Add", ["exact", "other"], ["sum"])]
     out = onnx.helper.make_tensor_value_info("sum", onnx.TensorProto.FLOAT, [300])
     weights = [onnx.numpy_helper.from_array(exact, "exact"), onnx.numpy_helper.from_array(other, "other")]
-    model = onnx.helper.make_model(
+    return onnx.helper.make_model(
         onnx.helper.make_graph(nodes, "g", [], [out], weights),
         opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8,
     )  # fmt: skip
+
+
+def test_only_what_loses_nothing_is_stored_as_bfloat16():
+    model = two_weights()
     assert store_bfloat16(model) == 600
     assert {w.name: w.data_type for w in model.graph.initializer} == {
         "exact.bf16": onnx.TensorProto.BFLOAT16, "other": onnx.TensorProto.FLOAT
     }  # fmt: skip
     (given,) = ort.InferenceSession(model.SerializeToString(), one_thread()).run(None, {})
-    assert np.array_equal(given, exact + other)
+    assert np.array_equal(given, np.full(300, np.float32(1.5) + np.float32(1.1)))
 
 
 @pytest.mark.skipif(not SMALL.exists(), reason="the small checkpoint is not here")
