@@ -27,7 +27,7 @@ from rexthinker_edge.runtime.prompt import SYSTEM, Wording
 from rexthinker_edge.runtime.qwen_pixels import PixelLimits
 from rexthinker_edge.training.muon import Muon
 from rexthinker_edge.training.tokenizer import number_ids
-from rexthinker_edge.training.trainee import INDEX_BINS, Trainee
+from rexthinker_edge.training.trainee import Trainee
 from rexthinker_edge.training.vlm_config import Recipe, Shape, Stage
 from rexthinker_edge.training.vlm_data import Batch, Sampler, collate
 
@@ -127,19 +127,13 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     limits = PixelLimits(min_pixels=recipe.pixels.min_pixels, max_pixels=recipe.pixels.max_pixels)
     sampler = Sampler(tokenizer_path, limits, recipe.seed)
-    trainee = Trainee(build_model(recipe.shape, tokenizer_path, recipe.seed), recipe.shape)
-    signs = (f"{space}{sign}{end}" for space in ("", " ") for sign in "✅❌" for end in ("", "\n", "\n\n"))
-    trainee.verdicts = tuple(ids[0] for ids in map(sampler.tokenizer.encode_plain, signs) if len(ids) == 1)
+    model = build_model(recipe.shape, tokenizer_path, recipe.seed)
+    trainee = Trainee(model, recipe.shape, sampler.tokenizer)
     opts, progress = optimisers(trainee, recipe), Progress()
     if resume:
         progress = _load(out / "state.pt", trainee, opts)
     else:
-        _log(
-            out,
-            {"recipe": recipe.as_dict(), "parameters": sum(p.numel() for p in trainee.model.parameters())},
-        )
-    numbers = (sampler.tokenizer.encode_plain(f" {number}") for number in range(1, INDEX_BINS + 1))
-    trainee.index_ids = torch.tensor([ids[0] for ids in numbers])
+        _log(out, {"recipe": recipe.as_dict(), "parameters": sum(p.numel() for p in model.parameters())})
     image_pad, pad_id = (sampler.tokenizer.special_id(f"<|{name}|>") for name in ("image_pad", "endoftext"))
     window: list[dict[str, float]] = []
     saved = began = time.monotonic()

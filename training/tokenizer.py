@@ -78,6 +78,5 @@ def workbench_texts(seed: int, count: int) -> Iterator[str]:
             yield f"Please detect {item.question.expression} in the image."
             yield f"Please describe every {item.category} in the image."
             yield items.item_trace(item, (item.scene.width, item.scene.height), index)
-            yield items.describe_things(
-                item.scene, range(len(item.scene.things)), items.ATTRIBUTES, items.EVERYTHING
-            )
+            yield items.describe_things(item.scene, item.candidates, items.ATTRIBUTES)
+            yield f"{items.EVERYTHING} {items.EVERYTHING.capitalize()}"

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
 
+from rexthinker_edge.runtime.tokens import TextTokenizer
 from rexthinker_edge.training.vlm_config import Shape
 from rexthinker_edge.training.vlm_data import CELL_BINS, FIELDS, IGNORE, Batch, Turns
 
@@ -63,11 +64,18 @@ class Probes(nn.Module):
 class Trainee(nn.Module):
     """Model and probes, with the two hidden states the probes look at."""
 
-    def __init__(self, model: Qwen2_5_VLForConditionalGeneration, shape: Shape) -> None:
+    def __init__(
+        self, model: Qwen2_5_VLForConditionalGeneration, shape: Shape, tokenizer: TextTokenizer
+    ) -> None:
         super().__init__()
         self.model, self.probes = model, Probes(shape)
-        self.verdicts: tuple[int, ...] = ()
-        self.index_ids = torch.zeros(0, dtype=torch.long)  # token id of " 1", " 2", …
+        signs = (
+            f"{space}{sign}{end}" for space in ("", " ") for sign in "✅❌" for end in ("", "\n", "\n\n")
+        )
+        pieces = [tokenizer.encode_plain(sign) for sign in signs]
+        self._verdicts = torch.tensor([ids[0] for ids in pieces if len(ids) == 1], dtype=torch.long)
+        numbers = (tokenizer.encode_plain(f" {number}") for number in range(1, INDEX_BINS + 1))
+        self._index_ids = torch.tensor([ids[0] for ids in numbers])
         self._hidden: dict[str, Tensor] = {}
         layers = model.model.language_model.layers
         layers[CELL_LAYER - 1].register_forward_hook(partial(self._keep, "cell"))
@@ -114,7 +122,7 @@ class Trainee(nn.Module):
             use_cache=True,
         ).last_hidden_state
         wanted = turns.targets[:, 1:] != IGNORE
-        numbers = turns.ids[..., None] == self.index_ids
+        numbers = turns.ids[..., None] == self._index_ids
         said = numbers.any(-1)
         named = cross_entropy(
             self.probes.index(self._hidden["cell"][said]), numbers[said].long().argmax(-1), reduction="none"
@@ -148,7 +156,7 @@ class Trainee(nn.Module):
     def _turn_loss(self, logits: Tensor, targets: Tensor, figures: dict[str, float]) -> Tensor:
         loss = cross_entropy(logits, targets)
         right = logits.argmax(1) == targets
-        verdicts = torch.isin(targets, torch.tensor(self.verdicts))
+        verdicts = torch.isin(targets, self._verdicts)
         figures |= {"loss": loss.item(), "token_accuracy": right.float().mean().item()}
         if bool(verdicts.any()):
             figures["verdict_accuracy"] = right[verdicts].float().mean().item()

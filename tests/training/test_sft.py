@@ -14,9 +14,9 @@ from rexthinker_edge.training import sft
 from rexthinker_edge.training.tokenizer import train_tokenizer, workbench_texts
 from rexthinker_edge.training.trainee import Trainee
 from rexthinker_edge.training.vlm_config import Recipe, Shape, Stage
-from rexthinker_edge.training.vlm_data import IGNORE, Sampler, collate
+from rexthinker_edge.training.vlm_data import COPIED, IGNORE, TOLD, Sampler, collate
 
-SHAPE = Shape(hidden=64, layers=4, heads=2, kv_heads=1, feed_forward=96, vision_depth=2, vision_hidden=64,
+SHAPE = Shape(hidden=128, layers=5, heads=4, kv_heads=2, feed_forward=96, vision_depth=2, vision_hidden=64,
               vision_heads=2, vision_feed_forward=96, vision_full_attention=(1,))  # fmt: skip
 STAGE = Stage("test", steps=4, scenes=2, expressions=2, describe=0.0, full=0.5, auxiliary=1.0,
               learning_rate=1e-3, final_rate=0.0)  # fmt: skip
@@ -26,7 +26,7 @@ LIMITS = PixelLimits(min_pixels=16 * 784, max_pixels=36 * 784)
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("sft") / "tokenizer.json"
-    train_tokenizer(workbench_texts(seed=3, count=20), words=300).save(str(file))
+    train_tokenizer(workbench_texts(seed=3, count=40), words=900).save(str(file))
     return file
 
 
@@ -37,13 +37,13 @@ def sampler(path: Path) -> Sampler:
 
 def test_the_loss_is_that_of_each_whole_conversation(path: Path, sampler: Sampler) -> None:
     samples = [sampler.sample(STAGE, index) for index in range(2)]
-    trainee = Trainee(sft.build_model(SHAPE, path, seed=1), SHAPE)
+    trainee = Trainee(sft.build_model(SHAPE, path, seed=1), SHAPE, sampler.tokenizer)
     image_pad = sampler.tokenizer.special_id("<|image_pad|>")
     with torch.no_grad():
         loss, _ = trainee(collate(samples, sampler.system_ids, 0, group=3), image_pad, auxiliary=0.0)
         losses, count = 0.0, 0
         for sample in samples:
-            for ids, targets in sample.turns:
+            for ids, targets, _ in sample.turns:
                 whole = torch.tensor([[*sampler.system_ids, *sample.ids, *ids]])
                 logits = trainee.model(
                     input_ids=whole,
@@ -59,7 +59,7 @@ def test_the_loss_is_that_of_each_whole_conversation(path: Path, sampler: Sample
 
 def test_a_sample_is_a_prompt_of_the_runtime_and_predicts_the_answer_alone(sampler: Sampler) -> None:
     sample = sampler.sample(STAGE, 3)
-    ids, targets = sample.turns[0]
+    ids, targets, _ = sample.turns[0]
     known = targets != IGNORE
     text = sampler.tokenizer.decode(ids[known].tolist())
     assert text.startswith("<think>")
@@ -80,6 +80,18 @@ def test_boxes_end_at_their_last_number_and_know_their_cell(sampler: Sampler) ->
         )
         assert (x0 < x1, y0 < y1) == (True, True)
         assert cell.tolist() == [(y0 + y1) // 2 // 28, (x0 + x1) // 2 // 28]
+
+
+def test_a_taught_head_looks_where_the_next_token_stands(sampler: Sampler) -> None:
+    for index in range(4):
+        sample = sampler.sample(STAGE, index)
+        ids, _, looks = sample.turns[-1]  # the dense turn: every box copied, every candidate told
+        copied, told = looks[looks[:, 2] == COPIED], looks[looks[:, 2] == TOLD]
+        assert len(copied) == 4 * len(sample.box_ends)
+        assert (ids[copied[:, 0] + 1] == sample.ids[copied[:, 1]]).all()
+        assert set(told[:, 1]) == set(sample.box_ends)
+        lines = sampler.tokenizer.decode(ids.tolist()).split("assistant\n")[1].splitlines()
+        assert len(lines) == len(sample.box_ends)
 
 
 def test_an_interrupted_run_goes_on_where_it_was_saved(path: Path, tmp_path: Path) -> None:
