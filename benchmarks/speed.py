@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from rexthinker_edge.calibration.workbench.items import make_items_for_scene
 from rexthinker_edge.calibration.workbench.layout import make_scene
 from rexthinker_edge.calibration.workbench.render import render
+from rexthinker_edge.calibration.workbench.world import Level
 from rexthinker_edge.runtime.generate import now_ms
 from rexthinker_edge.runtime.result import ResultEvent, TextEvent
 from rexthinker_edge.runtime.scene import Scene
@@ -42,12 +43,12 @@ class Question:
     second: str
 
 
-def questions(count: int, level: str = "easy") -> list[Question]:
+def questions(count: int, level: Level = Level.EASY) -> list[Question]:
     """The first `count` pictures of the benchmark's seed that carry two expressions."""
     found: list[Question] = []
     index = 0
     while len(found) < count:
-        scene = make_scene(level, SEED, index)  # type: ignore[arg-type]
+        scene = make_scene(level, SEED, index)
         items = make_items_for_scene(scene, np.random.default_rng([SEED, index]), 2)
         if len(items) == 2:
             spoken = [item.question.expression for item in items]
