@@ -123,8 +123,8 @@ def compile_library() -> ctypes.CDLL:
     """
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
-        raise DeviceError("deformable attention: no g++ or clang++ found, native sampling needs one; "
-                          "install a C++ compiler or pass --no-native-sampling.")  # fmt: skip
+        raise DeviceError("deformable attention: no g++ or clang++ found, training compiles its sampling; "
+                          "install a C++ compiler, such as Debian's package g++.")  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         source, library = Path(folder, "deformable.cpp"), Path(folder, "deformable.so")
         source.write_text(SOURCE)
@@ -142,7 +142,7 @@ def compile_library() -> ctypes.CDLL:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise DeviceError(f"deformable attention: {compiler} failed: {done.stderr.strip()[:400]}; "
-                              "pass --no-native-sampling.")  # fmt: skip
+                              "try another C++ compiler.")  # fmt: skip
         return ctypes.CDLL(str(library))
 
 
