@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from rexthinker_edge.runtime.errors import CheckpointError
 from rexthinker_edge.runtime.prompt import SYSTEM, Wording
 from rexthinker_edge.runtime.qwen_pixels import PixelLimits
 from rexthinker_edge.training.muon import Muon
@@ -116,18 +117,29 @@ def _draw(sampler: Sampler, stage: Stage, first: int, pad_id: int) -> list[Batch
 
 
 def train(
-    recipe: Recipe, tokenizer_path: Path, out: Path, *, resume: bool, threads: int, save_minutes: float = 4.0
+    recipe: Recipe,
+    tokenizer_path: Path,
+    out: Path,
+    *,
+    resume: bool,
+    threads: int,
+    start: Path | None = None,
+    save_minutes: float = 4.0,
 ) -> None:
     """Run the recipe to its end, or go on from `out/state.pt`.
 
     Args:
         out: folder of `state.pt`, `log.jsonl` and, in Hugging Face layout, `checkpoint/`.
+        start: a checkpoint whose weights are taken in place of random ones; not with `resume`.
     """
+    assert not (resume and start)
     torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
     limits = PixelLimits(min_pixels=recipe.pixels.min_pixels, max_pixels=recipe.pixels.max_pixels)
     sampler = Sampler(tokenizer_path, limits, recipe.seed)
     model = build_model(recipe.shape, tokenizer_path, recipe.seed)
+    if start is not None:
+        _take_weights(model, start)
     trainee = Trainee(model, recipe.shape, sampler.tokenizer)
     opts, progress = optimisers(trainee, recipe), Progress()
     if resume:
@@ -178,6 +190,18 @@ def _step(
 def _log(out: Path, row: dict[str, Any]) -> None:
     with (out / "log.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}) + "\n")
+
+
+def _take_weights(model: Qwen2_5_VLForConditionalGeneration, start: Path) -> None:
+    """Replace every weight by the checkpoint's; its shape and vocabulary must be the recipe's."""
+    found = Qwen2_5_VLForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
+    try:
+        model.load_state_dict(found.state_dict())
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{start}: another shape than the recipe's ({str(error).splitlines()[-1].strip()}). "
+            "Start from a checkpoint of this recipe, with its own tokenizer.json."
+        ) from error
 
 
 def _load(path: Path, trainee: Trainee, opts: list[torch.optim.Optimizer]) -> Progress:

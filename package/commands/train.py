@@ -48,7 +48,13 @@ def tokenizer(file: Path, seed: int, count: int, words: int) -> None:
 )
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Of the model.")
 @click.option("--resume", is_flag=True, help="Go on from OUT/state.pt.")
-def sft(out: Path, tokenizer_file: Path, threads: int, resume: bool) -> None:
+@click.option(
+    "--from",
+    "start",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Begin with this checkpoint's weights, not with random ones.",
+)
+def sft(out: Path, tokenizer_file: Path, threads: int, resume: bool, start: Path | None) -> None:
     """Train the small language model into OUT: state.pt, log.jsonl and checkpoint/."""
     from rexthinker_edge.runtime.errors import OptionError  # noqa: PLC0415
     from rexthinker_edge.training.sft import train as run  # noqa: PLC0415
@@ -63,4 +69,6 @@ def sft(out: Path, tokenizer_file: Path, threads: int, resume: bool) -> None:
         raise OptionError(
             f"{out}/state.pt: no such file, --resume goes on from it. Leave --resume out to begin."
         )
-    run(Recipe(), tokenizer_file, out, resume=resume, threads=threads)
+    if resume and start:
+        raise OptionError("--from: given with --resume, which has weights of its own. Leave one of them out.")
+    run(Recipe(), tokenizer_file, out, resume=resume, threads=threads, start=start)

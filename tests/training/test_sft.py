@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
 from rexthinker_edge.runtime import prompt
+from rexthinker_edge.runtime.errors import CheckpointError
 from rexthinker_edge.runtime.qwen_pixels import PixelLimits
 from rexthinker_edge.training import sft
 from rexthinker_edge.training.tokenizer import train_tokenizer, workbench_texts
@@ -106,6 +108,19 @@ def test_an_interrupted_run_goes_on_where_it_was_saved(path: Path, tmp_path: Pat
     assert state["progress"] == {"step": 8, "sample": 16}
     names = {file.name for file in (tmp_path / "run" / "checkpoint").iterdir()}
     assert names >= {"config.json", "model.safetensors", "tokenizer.json", "rexthinker.json"}
+
+
+def test_a_run_can_start_from_a_checkpoint_of_its_shape(path: Path, tmp_path: Path) -> None:
+    recipe = Recipe(shape=SHAPE, stages=(replace(STAGE, steps=4, learning_rate=0.0, final_rate=0.0),))
+    model = sft.build_model(SHAPE, path, seed=9)
+    sft.save_checkpoint(model, recipe, 0, path, tmp_path / "start")
+    sft.train(recipe, path, tmp_path / "run", resume=False, threads=1, start=tmp_path / "start")
+    trained = load_file(tmp_path / "run" / "checkpoint" / "model.safetensors")
+    started = load_file(tmp_path / "start" / "model.safetensors")
+    assert all(torch.equal(trained[name], started[name]) for name in started)  # at rate 0 nothing moves
+    other = replace(recipe, shape=replace(SHAPE, feed_forward=64))
+    with pytest.raises(CheckpointError, match="another shape than the recipe's"):
+        sft.train(other, path, tmp_path / "x", resume=False, threads=1, start=tmp_path / "start")
 
 
 def test_stages_follow_one_another_and_rates_fall_linearly() -> None:
