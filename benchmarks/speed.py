@@ -3,7 +3,8 @@
 Layout    `measure` asks workbench pictures two expressions each: the first pays for the picture, the second
           for itself. Stages are medians over pictures; a token takes generation time over decoder passes.
 Contract  Times are wall clock around the public calls; nothing is left out: `total` is what a caller waits.
-          The report is schema `rexthinker-edge/bench/1`.
+          The report is schema `rexthinker-edge/bench/1`; its cold load is the process's first, with the page
+          cache left as it is.
 Elsewhere accuracy: accuracy.py; the command: package/commands/bench.py.
 """
 
