@@ -109,7 +109,12 @@ def _draw(sampler: Sampler, stage: Stage, first: int, pad_id: int) -> list[Batch
     samples = [sampler.sample(stage, first + k) for k in range(POOLED * stage.scenes)]
     samples.sort(key=lambda sample: len(sample.ids))
     batches = [
-        collate(samples[k : k + stage.scenes], sampler.system_ids, pad_id)
+        collate(
+            samples[k : k + stage.scenes],
+            sampler.system_ids,
+            pad_id,
+            sampler.letters(stage.letters, first + k),
+        )
         for k in range(0, len(samples), stage.scenes)
     ]
     order = np.random.default_rng(first).permutation(len(batches))

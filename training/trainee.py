@@ -16,16 +16,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, smooth_l1_loss
 from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
 
 from rexthinker_edge.runtime.tokens import TextTokenizer
+from rexthinker_edge.training.looks import HEADS, Kind
 from rexthinker_edge.training.vlm_config import Shape
-from rexthinker_edge.training.vlm_data import CELL_BINS, FIELDS, IGNORE, Batch, Turns
+from rexthinker_edge.training.vlm_data import CELL_BINS, FIELDS, IGNORE, Batch, Letters, Turns, cell_fields
 
 CELL_LAYER = 2
-LOOK_LAYER = 4  # the layer after `BOX_LAYER`; its heads LOOK_HEADS are taught where to look
-LOOK_HEADS = (0, 3)  # for COPIED and TOLD; of different key heads
+SPAN_PX = 100.0  # unit of places and sizes that hidden states are asked for
 INDEX_BINS = 16  # more than the candidates of any workbench picture
 BOX_LAYER = 4  # later layers read there what stands in each box
 
@@ -42,6 +42,8 @@ class Probes(nn.Module):
         self.cell = nn.Linear(shape.hidden, sum(self.sizes))
         self.box = nn.Linear(shape.hidden, sum(self.sizes))
         self.index = nn.Linear(shape.hidden, INDEX_BINS)
+        self.extent = nn.Linear(shape.hidden, 3)
+        self.recalled = nn.Linear(shape.hidden, 3)
 
     def fields(self, head: nn.Linear, hidden: Tensor, labels: Tensor) -> tuple[Tensor, list[float]]:
         """Mean cross-entropy over FIELDS and the accuracy of each; hidden (N, H), labels (N, fields)."""
@@ -80,7 +82,10 @@ class Trainee(nn.Module):
         layers = model.model.language_model.layers
         layers[CELL_LAYER - 1].register_forward_hook(partial(self._keep, "cell"))
         layers[BOX_LAYER - 1].register_forward_hook(partial(self._keep, "box"))
-        layers[LOOK_LAYER].self_attn.q_proj.register_forward_hook(partial(self._keep, "query"))
+        for number in {layer for layer, _ in HEADS.values()}:
+            layers[number].self_attn.q_proj.register_forward_hook(partial(self._keep, f"query{number}"))
+        recall = HEADS[Kind.RECALLED][0]
+        layers[recall].register_forward_hook(partial(self._keep, "recalled"))
         layers[0].register_forward_pre_hook(lambda _, inputs: self._keep("seen", None, None, inputs[0]))
 
     def _keep(self, name: str, _module: Any, _inputs: Any, output: Any) -> None:
@@ -105,20 +110,44 @@ class Trainee(nn.Module):
             use_cache=True,
         )
         figures: dict[str, float] = {}
-        probed = self._probe(batch, image_pad, figures) if auxiliary else torch.zeros(())
-        answered = [self._turn_logits(cache, turns) for turns in batch.turns]
-        logits, targets, named, looked = (torch.cat(parts) for parts in zip(*answered, strict=True))
-        figures["look"] = looked.mean().item()
+        extents = _extents(batch)
+        probed = self._probe(batch, image_pad, extents, figures) if auxiliary else torch.zeros(())
+        if batch.letters is not None:
+            probed = probed + self._read_letters(batch.letters, figures)
+        answered = [self._turn_logits(cache, turns, extents) for turns in batch.turns]
+        logits, targets, named, looked, kinds, recalled = (
+            torch.cat(parts) for parts in zip(*answered, strict=True)
+        )
+        figures |= {f"look_{kind.name.lower()}": _mean(looked[kinds == kind]) for kind in Kind}
+        figures["recalled"] = recalled.mean().item()
         loss = self._turn_loss(logits, targets, figures)
-        return loss + auxiliary * (probed + named.mean() + looked.mean()), figures
+        weights = torch.bincount(kinds, minlength=len(Kind)).clamp(min=1).rsqrt()[kinds]
+        attended = (looked * weights).sum() / weights.sum()
+        return loss + auxiliary * (probed + named.mean() + 2 * attended + recalled.mean()), figures
 
-    def _turn_logits(self, cache: DynamicCache, turns: Turns) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Logits and targets of the answers' tokens; losses of candidate numbers and of where to look."""
+    def _read_letters(self, letters: Letters, figures: dict[str, float]) -> Tensor:
+        """The loss of the vision tower's probe on crowded letters."""
+        seen = self.model.model.visual(letters.patches, grid_thw=letters.grids).pooler_output
+        loss, _ = self.probes.fields(self.probes.seen, seen, letters.fields)
+        field = list(FIELDS).index("letter")
+        label = letters.fields[:, field]
+        lettered = (label != IGNORE) & (label < self.probes.sizes[field] - 1)
+        said = self.probes.seen(seen[lettered]).split(self.probes.sizes, dim=1)[field].argmax(1)
+        figures["letters"] = (said == label[lettered]).float().mean().item()
+        return loss
+
+    def _turn_logits(self, cache: DynamicCache, turns: Turns, extents: Tensor) -> tuple[Tensor, ...]:
+        """Logits and targets of the answers' tokens; losses of candidate numbers, looks and recalled boxes.
+
+        Args:
+            extents: (B, system + S, 3) of `_extents`.
+        """
+        lent = _lend(cache, turns.rows)
         hidden = self.model.model.language_model(
             input_ids=turns.ids,
             position_ids=turns.positions,
             attention_mask={"full_attention": turns.mask_RHQK},
-            past_key_values=_lend(cache, turns.rows),
+            past_key_values=lent,
             use_cache=True,
         ).last_hidden_state
         wanted = turns.targets[:, 1:] != IGNORE
@@ -127,31 +156,46 @@ class Trainee(nn.Module):
         named = cross_entropy(
             self.probes.index(self._hidden["cell"][said]), numbers[said].long().argmax(-1), reduction="none"
         )
+        mentions = turns.looks[turns.looks[:, 3] == Kind.RECALLED]
+        told = self.probes.recalled(self._hidden["recalled"][mentions[:, 0], mentions[:, 1]])
+        mentioned = extents[turns.rows[mentions[:, 0]], mentions[:, 2]]
+        recalled = smooth_l1_loss(told, mentioned, reduction="none", beta=0.1).sum(1)
         return (
             self.model.lm_head(hidden[:, :-1][wanted]),
             turns.targets[:, 1:][wanted],
             named,
-            self._looked(cache, turns),
+            self._looked(lent, turns),
+            turns.looks[:, 3],
+            recalled,
         )
 
     def _looked(self, cache: DynamicCache, turns: Turns) -> Tensor:
-        """Cross-entropy of two heads' attention over the prefix, against where the next token stands."""
-        row, place, target, kind = turns.looks.unbind(1)
+        """(M,) cross-entropy of the taught heads' attention against where each look should go."""
+        losses = torch.zeros(len(turns.looks))
+        for kind, (layer, head) in HEADS.items():
+            rows = (turns.looks[:, 3] == kind).nonzero()[:, 0]
+            if len(rows):
+                losses = losses.index_put(
+                    (rows,), self._attended(cache, turns, layer, head, turns.looks[rows])
+                )
+        return losses
+
+    def _attended(self, cache: DynamicCache, turns: Turns, layer: int, head: int, looks: Tensor) -> Tensor:
+        row, place, source, _ = looks.unbind(1)
         text = self.model.model.language_model
         width = text.config.hidden_size // text.config.num_attention_heads
         groups = text.config.num_attention_heads // text.config.num_key_value_heads
-        heads = torch.tensor(LOOK_HEADS)[kind]
-        queries = self._hidden["query"]
-        query = queries.view(*queries.shape[:2], -1, width)[row, place, heads]
+        query = self._hidden[f"query{layer}"][..., head * width : (head + 1) * width]
         # tokens of a turn are text: their three positions are equal and the sections of M-RoPE do not matter
-        angles = turns.positions[0][row, place][:, None] * text.rotary_emb.inv_freq
-        cos, sin = (torch.cat([f(angles)] * 2, dim=1) for f in (torch.cos, torch.sin))
-        first, second = query.chunk(2, dim=1)
-        query = query * cos + torch.cat([-second, first], dim=1) * sin
-        keys = cache.layers[LOOK_LAYER].keys[turns.rows[row], heads // groups]
-        scores = torch.einsum("md,mkd->mk", query, keys) / math.sqrt(width)
-        shown = turns.mask_RHQK[row, 0, 0, : keys.shape[1]]
-        return cross_entropy(scores.masked_fill(~shown, -math.inf), target, reduction="none")
+        angles = turns.positions[0][..., None] * text.rotary_emb.inv_freq
+        cos, sin = (torch.cat([f(angles)] * 2, dim=-1) for f in (torch.cos, torch.sin))
+        first, second = query.chunk(2, dim=-1)
+        query = query * cos + torch.cat([-second, first], dim=-1) * sin
+        scores = query @ cache.layers[layer].keys[:, head // groups].mT / math.sqrt(width)
+        shown = turns.mask_RHQK[:, 0]
+        return cross_entropy(
+            scores[row, place].masked_fill(~shown[row, place], -math.inf), source, reduction="none"
+        )
 
     def _turn_loss(self, logits: Tensor, targets: Tensor, figures: dict[str, float]) -> Tensor:
         loss = cross_entropy(logits, targets)
@@ -162,15 +206,13 @@ class Trainee(nn.Module):
             figures["verdict_accuracy"] = right[verdicts].float().mean().item()
         return loss
 
-    def _probe(self, batch: Batch, image_pad: int, figures: dict[str, float]) -> Tensor:
+    def _probe(self, batch: Batch, image_pad: int, extents: Tensor, figures: dict[str, float]) -> Tensor:
         pictures = batch.ids == image_pad
-        nothing = torch.tensor([size - 1 for size in self.probes.sizes])
         cells, places, boxes, centres = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
         rows, columns, order = list[int](), list[int](), list[int]()
         for row, sample in enumerate(batch.samples):
             fields = torch.from_numpy(sample.thing_fields)
-            under = torch.from_numpy(sample.cell_things)
-            cells.append(torch.where((under < 0)[:, None], nothing, fields[under.clamp(min=0)]))
+            cells.append(cell_fields(sample.thing_fields, sample.cell_things))
             _, grid_h, grid_w = sample.vision.grid_thw
             places.append(torch.cartesian_prod(torch.arange(grid_h // 2), torch.arange(grid_w // 2)))
             centres.append(torch.from_numpy(sample.box_cells))
@@ -186,9 +228,13 @@ class Trainee(nn.Module):
         centre_loss = self.probes.places(self._hidden["cell"][rows, columns], torch.cat(centres))
         figures |= {"seen": seen_loss.item(), "cell": cell_loss.item(), "place": place_loss.item()}
         index_loss = self._index_loss(rows, columns, order)
+        wanted = extents[rows, batch.system_ids.shape[1] + torch.tensor(columns)]
+        told = self.probes.extent(self._hidden["cell"][rows, columns])
+        extent_loss = smooth_l1_loss(told, wanted, reduction="none", beta=0.1).sum(1).mean()
+        figures["extent"] = extent_loss.item()
         figures |= {"centre": centre_loss.item(), "index": index_loss.item()}
         figures |= {f"box_{field}": value for field, value in zip(FIELDS, right, strict=True)}
-        return seen_loss + cell_loss + place_loss + centre_loss + index_loss + box_loss
+        return seen_loss + cell_loss + place_loss + centre_loss + index_loss + extent_loss + box_loss
 
     def _index_loss(self, rows: list[int], ends: list[int], order: list[int]) -> Tensor:
         """All four numbers of the hint's box k should know that they belong to candidate k."""
@@ -196,6 +242,22 @@ class Trainee(nn.Module):
         at_numbers = (torch.tensor(ends)[:, None] - torch.arange(3, -1, -1)).flatten()
         hidden = self._hidden["cell"][at_rows, at_numbers]
         return cross_entropy(self.probes.index(hidden), torch.tensor(order).repeat_interleave(4))
+
+
+def _extents(batch: Batch) -> Tensor:
+    """(B, system + S, 3) centre and root of the area of the box that each token ends, in SPAN_PX."""
+    system = batch.system_ids.shape[1]
+    extents = torch.zeros(len(batch.samples), system + batch.ids.shape[1], 3)
+    for row, sample in enumerate(batch.samples):
+        x0, y0, x1, y1 = torch.from_numpy(sample.boxes).float().unbind(1)
+        area = ((x1 - x0) * (y1 - y0)).clamp(min=1)
+        measures = torch.stack([(x0 + x1) / 2, (y0 + y1) / 2, area.sqrt()], 1) / SPAN_PX
+        extents[row, system + torch.from_numpy(sample.box_ends)] = measures
+    return extents
+
+
+def _mean(values: Tensor) -> float:
+    return values.mean().item() if len(values) else math.nan
 
 
 def _lend(cache: DynamicCache, rows: Tensor) -> DynamicCache:

@@ -89,6 +89,7 @@ class Stage:
         expressions: traces a picture, and one turn of dense labels of its candidates; all share its prefix.
         describe: share of pictures that come with dense labels of everything, and no traces.
         full: share of pictures of the level `full`.
+        letters: pictures of crowded letters a step, for the vision tower alone.
         auxiliary: weight of the auxiliary losses on picture and hint tokens.
         learning_rate: at the start of the stage; `final_rate` at its end, linear between.
     """
@@ -99,6 +100,7 @@ class Stage:
     expressions: int
     describe: float
     full: float
+    letters: int
     auxiliary: float
     learning_rate: float
     final_rate: float
@@ -111,9 +113,9 @@ class Recipe:
     shape: Shape = Shape()
     pixels: Pixels = Pixels()
     stages: tuple[Stage, ...] = (
-        Stage("tie", 400, 16, 1, 1.0, 0.3, 1.0, 2.5e-3, 2.5e-3),
-        Stage("traces", 1000, 12, 3, 0.1, 0.35, 0.5, 2.5e-3, 1.2e-3),
-        Stage("settle", 240, 12, 3, 0.05, 0.4, 0.2, 1.2e-3, 0.0),
+        Stage("tie", 400, 16, 1, 1.0, 0.3, 6, 1.0, 2.5e-3, 2.5e-3),
+        Stage("traces", 2400, 12, 2, 0.05, 0.45, 6, 0.5, 2.5e-3, 1.2e-3),
+        Stage("settle", 800, 12, 3, 0.0, 0.5, 2, 0.2, 1.2e-3, 0.0),
     )
     warmup: int = 60
     weight_decay: float = 0.02

@@ -27,6 +27,9 @@ from rexthinker_edge.runtime.boxes import Size
 from rexthinker_edge.runtime.positions import mrope_positions
 from rexthinker_edge.runtime.qwen_pixels import PixelLimits, VisionInput, qwen_pixels
 from rexthinker_edge.runtime.tokens import TextTokenizer
+from rexthinker_edge.training.dense_turns import arranged, ask, described
+from rexthinker_edge.training.letter_pictures import letter_scene
+from rexthinker_edge.training.looks import Truth, find_looks
 from rexthinker_edge.training.tokenizer import number_ids
 from rexthinker_edge.training.vlm_config import Stage
 
@@ -40,7 +43,6 @@ FIELDS: dict[str, tuple[str, ...]] = {
 }
 CELL_PX = 28  # side of a picture token, in resized pixels
 CELL_BINS = 32
-COPIED, TOLD = 0, 1
 FIRST_EVALUATION_SEED = 1_000_000
 
 
@@ -55,13 +57,13 @@ class Sample:
         ids: (S,) int64 prefix after the system turn.
         positions: (3, S) int64 M-RoPE positions of the prefix; turns start at `next_position`.
         turns: per turn (ids, targets, looks): ids and targets (L,) int64, IGNORE where nothing is to be
-            predicted; looks (M, 3) int64, rows of (place in the turn, prefix token, kind): the next token
-            of that place is read off that prefix token, COPIED as it stands or TOLD by what is there.
+            predicted; looks (M, 4) int64, rows of (place in the turn, source, kind, own): see looks.py.
         vision: the picture's patches and grid.
         cell_things: (T,) int64, the thing under each picture token, -1 for none.
         box_ends: (B,) int64, the prefix token at which each hint box is complete.
         box_things: (B,) int64, the thing of each hint box.
         box_cells: (B, 2) int64, row and column of the picture token under each box's centre.
+        boxes: (B, 4) int64 of the hint, resized pixels.
         thing_fields: (things, fields) int64 class per FIELDS, IGNORE where it does not apply.
     """
 
@@ -74,6 +76,7 @@ class Sample:
     box_ends: NDArray[np.int64]
     box_things: NDArray[np.int64]
     box_cells: NDArray[np.int64]
+    boxes: NDArray[np.int64]
     thing_fields: NDArray[np.int64]
 
 
@@ -86,7 +89,16 @@ class Turns:
     positions: Tensor  # (3, R, L)
     rows: Tensor
     mask_RHQK: Tensor  # (R, 1, L, system + S + L) bool
-    looks: Tensor  # (M, 4): row, place, prefix token with the system turn counted in, kind
+    looks: Tensor  # (M, 4): row, place, source among all tokens the row sees, kind
+
+
+@dataclass(frozen=True)
+class Letters:
+    """Pictures for the vision tower alone: patches, grids, and FIELDS of every picture token."""
+
+    patches: Tensor
+    grids: Tensor
+    fields: Tensor  # (tokens, fields)
 
 
 @dataclass(frozen=True)
@@ -101,17 +113,7 @@ class Batch:
     grids: Tensor  # (B, 3)
     turns: tuple[Turns, ...]
     samples: tuple[Sample, ...]
-
-
-def describe_parts(category: str) -> list[prompt.Part]:
-    """A question for training alone: it asks for a line per candidate, its box and its labels."""
-    return [
-        f"Please describe every {category} in the image.",
-        prompt.IM_END,
-        "\n",
-        prompt.IM_START,
-        "assistant\n",
-    ]
+    letters: Letters | None
 
 
 class Sampler:
@@ -144,11 +146,48 @@ class Sampler:
             )
             for item in items
         ]
-        turns.append((describe_parts(category), _described(scene, candidates, boxes, category)))
+        turns += self._dense_turns(scene, category, candidates, boxes, vision, rng)
         parts = prompt.prefix(
             prompt.SYSTEM, prompt.Wording.DETECT, category, boxes.tolist(), vision.merged_tokens()
         )
-        return self._pack(self.tokenizer.encode_parts(parts), turns, vision, scene, candidates, boxes)
+        return self._pack(
+            self.tokenizer.encode_parts(parts), turns, vision, (scene, category, candidates), boxes
+        )
+
+    def letters(self, count: int, first: int) -> Letters | None:
+        """Pictures `first` to `first + count` of crowded letters; None for no pictures."""
+        if not count:
+            return None
+        scenes = [letter_scene(self._seed, first + k) for k in range(count)]
+        visions = [qwen_pixels(render.render(scene), self._limits) for scene in scenes]
+        fields = [
+            cell_fields(_thing_fields(s), _things_under_cells(s, v))
+            for s, v in zip(scenes, visions, strict=True)
+        ]
+        return Letters(
+            torch.from_numpy(np.concatenate([v.patches for v in visions])),
+            torch.tensor([v.grid_thw for v in visions]),
+            torch.cat(fields),
+        )
+
+    @staticmethod
+    def _dense_turns(
+        scene: Scene,
+        category: str,
+        candidates: tuple[int, ...],
+        boxes: NDArray[np.int64],
+        vision: VisionInput,
+        rng: np.random.Generator,
+    ) -> list[tuple[list[prompt.Part], str]]:
+        with_boxes = bool(rng.random() < 0.25)
+        request = f"Please describe every {category} in the image" + (" with its box." if with_boxes else ".")
+        turns = [(ask(request), described(scene, candidates, boxes, category, with_boxes))]
+        if category != workbench.EVERYTHING:
+            request, answer = arranged(
+                scene, candidates, boxes, category, _centres(scene, vision.resized), rng
+            )
+            turns.append((ask(request), answer))
+        return turns
 
     def _subject(
         self, level: Level, describe: bool, count: int, rng: np.random.Generator, index: int
@@ -169,19 +208,27 @@ class Sampler:
         prefix: list[int],
         turns: list[tuple[list[prompt.Part], str]],
         vision: VisionInput,
-        scene: Scene,
-        candidates: tuple[int, ...],
+        subject: tuple[Scene, str, tuple[int, ...]],
         boxes: NDArray[np.int64],
     ) -> Sample:
+        scene, category, candidates = subject
         positions, start = mrope_positions(np.array(prefix), self._image_pad, [vision.grid_thw])
         system = len(self.system_ids)
         assert prefix[:system] == self.system_ids
         ends = self._box_ends(prefix[system:], len(candidates))
+        cell_things = _things_under_cells(scene, vision)
+        truth = Truth(
+            scene, category, candidates, boxes, ends, cell_things,
+            first_cell=prefix.index(self._image_pad) - system,
+            columns=vision.grid_thw[2] // 2,
+            centres=_centres(scene, vision.resized),
+        )  # fmt: skip
         packed = []
         for question, answer in turns:
             asked = self.tokenizer.encode_parts(question)
             said = self.tokenizer.encode_parts([answer, prompt.IM_END])
-            looks = self._looks(said, boxes, ends) + np.array([len(asked), 0, 0])
+            looks = find_looks([self.tokenizer.token_bytes(token) for token in said], truth)
+            looks += len(asked) * np.array([1, 0, 0, 0]) + len(asked) * looks[:, 3:] * np.array([0, 1, 0, 0])
             packed.append((np.array(asked + said), np.array([IGNORE] * len(asked) + said), looks))
         return Sample(
             ids=np.array(prefix[system:]),
@@ -189,47 +236,19 @@ class Sampler:
             next_position=start,
             turns=tuple(packed),
             vision=vision,
-            cell_things=_things_under_cells(scene, vision),
+            cell_things=cell_things,
             box_ends=ends,
             box_things=np.array(candidates),
             box_cells=(boxes[:, [1, 0]] + boxes[:, [3, 2]]) // 2 // CELL_PX,
+            boxes=boxes,
             thing_fields=_thing_fields(scene),
         )
-
-    def _looks(self, said: list[int], boxes: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(M, 3) where an answer reads its next token off the hint: box numbers, and lines "Ball 3: …"."""
-        order = {tuple(box): k for k, box in enumerate(boxes.tolist())}
-        pieces = [self.tokenizer.token_bytes(token).decode("utf-8", "replace") for token in said]
-        found, current, telling = list[tuple[int, int, int]](), None, False
-        for place, piece in enumerate(pieces):
-            values = tuple(
-                int(p.strip(" ,")) for p in pieces[place + 1 : place + 5] if p.strip(" ,").isdigit()
-            )
-            if piece.endswith("[") and values in order:
-                end = int(ends[order[values]])
-                found += [(place + slot, end - 3 + slot, COPIED) for slot in range(4)]
-            if piece.strip().isdigit() and place and pieces[place - 1].strip().istitle():
-                number = int(piece)
-                current = number - 1 if pieces[place - 1].strip() != "Step" and number <= len(ends) else None
-            telling = current is not None and (telling or piece.endswith(":"))
-            if "\n" in piece:
-                current, telling = None, False
-            if telling and current is not None:
-                found.append((place, int(ends[current]), TOLD))
-        return np.array(found, np.int64).reshape(-1, 3)
 
     def _box_ends(self, prefix: list[int], count: int) -> NDArray[np.int64]:
         """(B,) the last coordinate's token of each of the `count` boxes at the end of a prefix."""
         numbers = np.flatnonzero(np.isin(prefix, self._numbers))[-4 * count :]
         assert len(numbers) == 4 * count, (len(numbers), count)
         return numbers[3::4]
-
-
-def _described(scene: Scene, candidates: tuple[int, ...], boxes: NDArray[np.int64], category: str) -> str:
-    """A line per candidate, "Ball 1 [x0, y0, x1, y1]: large red": boxes to copy, and what stands in them."""
-    lines = workbench.describe_things(scene, candidates, workbench.ATTRIBUTES, category).splitlines()
-    named = (line.split(":", 1) for line in lines)
-    return "\n".join(f"{name} {box}:{said}" for (name, said), box in zip(named, boxes.tolist(), strict=True))
 
 
 def _shaken(boxes: NDArray[np.int64], resized: Size, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -239,6 +258,19 @@ def _shaken(boxes: NDArray[np.int64], resized: Size, rng: np.random.Generator) -
     sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
     moved = np.rint(boxes + 0.03 * sides * rng.standard_normal(boxes.shape)).astype(np.int64)
     return np.clip(moved, 0, np.array(resized * 2) - 1)
+
+
+def _centres(scene: Scene, resized: Size) -> NDArray[np.float64]:
+    """(things, 2) float64 centres of the things' boxes in resized pixels."""
+    boxes = np.array([thing.box for thing in scene.things], np.float64).reshape(-1, 2, 2)
+    return boxes.mean(1) * np.array(resized) / np.array([scene.width, scene.height])
+
+
+def cell_fields(thing_fields: NDArray[np.int64], cell_things: NDArray[np.int64]) -> Tensor:
+    """(T, fields) class of each picture token; the class after the last where there is nothing."""
+    nothing = torch.tensor([len(values) for values in FIELDS.values()])
+    fields, under = torch.from_numpy(thing_fields), torch.from_numpy(cell_things)
+    return torch.where((under < 0)[:, None], nothing, fields[under.clamp(min=0)])
 
 
 def _things_under_cells(scene: Scene, vision: VisionInput) -> NDArray[np.int64]:
@@ -264,7 +296,9 @@ def _thing_fields(scene: Scene) -> NDArray[np.int64]:
     return np.array(rows, np.int64).reshape(-1, len(FIELDS))
 
 
-def collate(samples: list[Sample], system_ids: list[int], pad_id: int, group: int = 16) -> Batch:
+def collate(
+    samples: list[Sample], system_ids: list[int], pad_id: int, letters: Letters | None = None, group: int = 16
+) -> Batch:
     """Pad prefixes to one length, and turns, sorted by length, to one length per `group`."""
     system, longest = len(system_ids), max(len(s.ids) for s in samples)
     lengths = torch.tensor([len(s.ids) for s in samples])
@@ -286,6 +320,7 @@ def collate(samples: list[Sample], system_ids: list[int], pad_id: int, group: in
         grids=torch.tensor([s.vision.grid_thw for s in samples]),
         turns=tuple(groups),
         samples=tuple(samples),
+        letters=letters,
     )
 
 
@@ -299,10 +334,12 @@ def _turns(
     rows = torch.tensor([row for row, _, _, _ in turns])
     ids = _stack([ids for _, ids, _, _ in turns], pad_id)
     positions = torch.from_numpy(starts)[rows][:, None] + torch.arange(ids.shape[1])
-    looks = [
-        np.insert(look + np.array([0, system, 0]), 0, row, axis=1)
-        for row, (_, _, _, look) in enumerate(turns)
-    ]
+    before = shown.shape[1]
+    looks = []
+    for row, (_, _, _, look) in enumerate(turns):
+        places, sources, kinds, own = look.T
+        sources = sources + np.where(own > 0, before, system)
+        looks.append(np.stack([np.full_like(places, row), places, sources, kinds], 1))
     return Turns(
         ids=ids,
         targets=_stack([targets for _, _, targets, _ in turns], IGNORE),

@@ -13,15 +13,16 @@ from rexthinker_edge.runtime import prompt
 from rexthinker_edge.runtime.errors import CheckpointError
 from rexthinker_edge.runtime.qwen_pixels import PixelLimits
 from rexthinker_edge.training import sft
+from rexthinker_edge.training.looks import HEADS, Kind
 from rexthinker_edge.training.tokenizer import train_tokenizer, workbench_texts
 from rexthinker_edge.training.trainee import Trainee
 from rexthinker_edge.training.vlm_config import Recipe, Shape, Stage
-from rexthinker_edge.training.vlm_data import COPIED, IGNORE, TOLD, Sampler, collate
+from rexthinker_edge.training.vlm_data import IGNORE, Sampler, collate
 
-SHAPE = Shape(hidden=128, layers=5, heads=4, kv_heads=2, feed_forward=96, vision_depth=2, vision_hidden=64,
+SHAPE = Shape(hidden=192, layers=6, heads=6, kv_heads=2, feed_forward=96, vision_depth=2, vision_hidden=64,
               vision_heads=2, vision_feed_forward=96, vision_full_attention=(1,))  # fmt: skip
-STAGE = Stage("test", steps=4, scenes=2, expressions=2, describe=0.0, full=0.5, auxiliary=1.0,
-              learning_rate=1e-3, final_rate=0.0)  # fmt: skip
+STAGE = Stage("test", steps=4, scenes=2, expressions=2, describe=0.0, full=0.5, letters=1,
+              auxiliary=1.0, learning_rate=1e-3, final_rate=0.0)  # fmt: skip
 LIMITS = PixelLimits(min_pixels=16 * 784, max_pixels=36 * 784)
 
 
@@ -84,16 +85,69 @@ def test_boxes_end_at_their_last_number_and_know_their_cell(sampler: Sampler) ->
         assert cell.tolist() == [(y0 + y1) // 2 // 28, (x0 + x1) // 2 // 28]
 
 
-def test_a_taught_head_looks_where_the_next_token_stands(sampler: Sampler) -> None:
-    for index in range(4):
+def test_taught_heads_look_where_the_next_token_stands(sampler: Sampler) -> None:
+    seen = set[int]()
+    for index in range(8):
         sample = sampler.sample(STAGE, index)
-        ids, _, looks = sample.turns[-1]  # the dense turn: every box copied, every candidate told
-        copied, told = looks[looks[:, 2] == COPIED], looks[looks[:, 2] == TOLD]
-        assert len(copied) == 4 * len(sample.box_ends)
-        assert (ids[copied[:, 0] + 1] == sample.ids[copied[:, 1]]).all()
-        assert set(told[:, 1]) == set(sample.box_ends)
-        lines = sampler.tokenizer.decode(ids.tolist()).split("assistant\n")[1].splitlines()
-        assert len(lines) == len(sample.box_ends)
+        for ids, targets, looks in sample.turns:
+            seen |= set(looks[:, 2].tolist())
+            assert (looks[:, 0] < len(ids)).all()
+            assert (targets[looks[:, 0]] != IGNORE).sum() >= len(looks) - 1  # the answer's tokens look
+            copied = looks[looks[:, 2] == Kind.COPIED]
+            assert (ids[copied[:, 0] + 1] == sample.ids[copied[:, 1]]).all()
+            ordered = looks[looks[:, 2] == Kind.ORDERED]
+            numbers = [sampler.tokenizer.decode([int(ids[place + 1])]) for place in ordered[:, 0]]
+            hinted = [int(np.flatnonzero(sample.box_ends == source)[0]) + 1 for source in ordered[:, 1]]
+            assert [int(n) for n in numbers] == hinted
+            own = looks[looks[:, 3] == 1]
+            assert (own[:, 1] <= own[:, 0]).all()  # nothing looks ahead
+            passed = [sampler.tokenizer.decode([int(ids[k])]) for k in own[own[:, 2] == Kind.CHOSEN, 1]]
+            assert all("✅" in piece for piece in passed)
+            shown = looks[looks[:, 2] == Kind.SEEN]
+            assert (sample.ids[shown[:, 1]] == sampler.tokenizer.special_id("<|image_pad|>")).all()
+    assert seen == set(Kind)
+
+
+def test_a_taught_head_learns_to_look(path: Path, sampler: Sampler) -> None:
+    """The loss computed beside the model is that of the attention inside it: transformers' own weights."""
+    samples = [sampler.sample(STAGE, index) for index in range(2)]
+    batch = collate(samples, sampler.system_ids, 0)
+    trainee = Trainee(sft.build_model(SHAPE, path, seed=1), SHAPE, sampler.tokenizer)
+    image_pad = sampler.tokenizer.special_id("<|image_pad|>")
+    row, kind = 0, Kind.TOLD
+    ids, _, looks = samples[row].turns[0]
+    looks = looks[looks[:, 2] == kind]
+    whole = torch.tensor([[*sampler.system_ids, *samples[row].ids, *ids]])
+    trainee.model.set_attn_implementation("eager")
+    layer, head = HEADS[kind]
+    with torch.no_grad():
+        attended = trainee.model(
+            input_ids=whole,
+            pixel_values=torch.from_numpy(samples[row].vision.patches),
+            image_grid_thw=torch.tensor([samples[row].vision.grid_thw]),
+            mm_token_type_ids=(whole == image_pad).int(),
+            output_attentions=True,
+        ).attentions[layer][0, head]
+    trainee.model.set_attn_implementation("sdpa")
+    before = len(sampler.system_ids)
+    begin = before + len(samples[row].ids)
+    wanted = -attended[begin + looks[:, 0], before + looks[:, 1]].log()
+    found: list[torch.Tensor] = []
+    inner = trainee._attended
+
+    def spy(cache: object, turns: object, at: int, which: int, asked: torch.Tensor) -> torch.Tensor:
+        losses = inner(cache, turns, at, which, asked)
+        same = [torch.equal(turns.ids[r, : len(ids)], torch.from_numpy(ids)) for r in asked[:, 0]]
+        mine = torch.tensor(same) & (asked[:, 3] == kind)
+        if bool(mine.any()):
+            found.append(losses[mine])
+        return losses
+
+    trainee._attended = spy
+    with torch.no_grad():
+        trainee(batch, image_pad, auxiliary=1.0)
+    # float32 attention logits of a few layers, in another order of summation
+    torch.testing.assert_close(torch.cat(found).sort().values, wanted.sort().values, atol=1e-4, rtol=0)
 
 
 def test_an_interrupted_run_goes_on_where_it_was_saved(path: Path, tmp_path: Path) -> None:
