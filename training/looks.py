@@ -180,11 +180,11 @@ def _others(reader: _Reader) -> Iterator[Look]:
                     stop = line.start(3) + match.end(2) - 1
                     yield from _seen(reader, other, reader.token(begin), reader.token(stop))
     for match in _PLACED.finditer(reader.text):
-        words = (match[1] or match[4]).decode().split()[1:]
+        named = (match[1] or match[4]).decode().split()[1:]
         things = [
             i
             for i, thing in enumerate(truth.scene.things)
-            if set(words) <= {thing.category, thing.color, thing.pattern}
+            if set(named) <= {thing.category, thing.color, thing.pattern}
         ]
         if len(things) == 1:
             for group in (2, 3, 5):

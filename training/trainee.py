@@ -132,9 +132,9 @@ class Trainee(nn.Module):
         field = list(FIELDS).index("letter")
         label = letters.fields[:, field]
         lettered = (label != IGNORE) & (label < self.probes.sizes[field] - 1)
-        said = self.probes.seen(seen[lettered]).split(self.probes.sizes, dim=1)[field].argmax(1)
-        figures["letters"] = (said == label[lettered]).float().mean().item()
-        return loss
+        logits = self.probes.seen(seen[lettered]).split(self.probes.sizes, dim=1)[field]
+        figures["letters"] = (logits.argmax(1) == label[lettered]).float().mean().item()
+        return loss + 2 * cross_entropy(logits, label[lettered])
 
     def _turn_logits(self, cache: DynamicCache, turns: Turns, extents: Tensor) -> tuple[Tensor, ...]:
         """Logits and targets of the answers' tokens; losses of candidate numbers, looks and recalled boxes.

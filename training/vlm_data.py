@@ -263,7 +263,9 @@ def _shaken(boxes: NDArray[np.int64], resized: Size, rng: np.random.Generator) -
 def _centres(scene: Scene, resized: Size) -> NDArray[np.float64]:
     """(things, 2) float64 centres of the things' boxes in resized pixels."""
     boxes = np.array([thing.box for thing in scene.things], np.float64).reshape(-1, 2, 2)
-    return boxes.mean(1) * np.array(resized) / np.array([scene.width, scene.height])
+    scale = np.array([resized[0] / scene.width, resized[1] / scene.height])
+    middles: NDArray[np.float64] = boxes.mean(axis=1) * scale
+    return middles
 
 
 def cell_fields(thing_fields: NDArray[np.int64], cell_things: NDArray[np.int64]) -> Tensor:
