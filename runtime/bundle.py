@@ -17,7 +17,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -88,6 +88,11 @@ class CalibrationCard:
     source: str
     items: int
     seed: int
+    ids: tuple[str, ...] = ()  # the samples chosen, in order
+    sha256: str = ""  # over what they hold: words, boxes, traces and pixels
+    tokens: int = 0
+    traces: int = 0  # samples that carry the assistant's turn
+    domains: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
