@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -185,6 +185,9 @@ def staged(target: str | os.PathLike[str], overwrite: bool = False, keep: bool =
         BundleError: the target exists and may not be replaced.
     """
     target = Path(target).absolute()
+    old = target.with_name(f".{target.name}.old")
+    if not target.exists() and (old / MANIFEST).is_file():
+        old.rename(target)  # the machine stopped between the two renames that replace a bundle
     if target.exists() and not (overwrite and ((target / MANIFEST).is_file() or not any(target.iterdir()))):
         _fail(
             target,
@@ -204,22 +207,28 @@ def staged(target: str | os.PathLike[str], overwrite: bool = False, keep: bool =
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def seal(directory: Path, manifest: Manifest) -> Manifest:
+def seal(directory: Path, manifest: Manifest, known: Mapping[str, FileEntry] | None = None) -> Manifest:
     """Write `manifest.json` for the files that stand in a directory, and flush them all to disk.
+
+    Args:
+        known: entries of files that are hashed and flushed already: 5 GB need not be read twice.
 
     Returns:
         The manifest with `files` filled in.
     """
-    entries = {}
+    entries = dict[str, FileEntry]()
     for item in sorted(directory.iterdir()):
         if item.name != MANIFEST:
-            entries[item.name] = FileEntry(item.stat().st_size, file_sha256(item))
-            _flush(item)
+            entry = known.get(item.name) if known else None
+            if entry is None or entry.bytes != item.stat().st_size:
+                entry = FileEntry(item.stat().st_size, file_sha256(item))
+                flush(item)
+            entries[item.name] = entry
     sealed = replace(manifest, files=entries)
     _check_manifest(sealed, directory)
     text = json.dumps(to_json(sealed), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     (directory / MANIFEST).write_text(text, encoding="utf-8")
-    _flush(directory / MANIFEST)
+    flush(directory / MANIFEST)
     return sealed
 
 
@@ -310,7 +319,7 @@ def _digest(value: dict[str, Any]) -> str:
 
 
 def _into_place(partial: Path, target: Path) -> None:
-    _flush(partial)
+    flush(partial)
     if target.exists():
         old = target.with_name(f".{target.name}.old")
         shutil.rmtree(old, ignore_errors=True)
@@ -319,10 +328,11 @@ def _into_place(partial: Path, target: Path) -> None:
         shutil.rmtree(old)
     else:
         partial.rename(target)
-    _flush(target.parent)
+    flush(target.parent)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Bring a file or a directory's entries to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
