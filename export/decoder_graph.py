@@ -1,7 +1,9 @@
 """Writes the language model's decoder as an ONNX graph, layer by layer.
 
-Layout    embeds (B, S, H), positions (3, B, S), last_index (B,), total_length (), rows (R,), and per layer
-          keys and values (B, kv_heads, capacity, head_dim) in and out, to be bound to one buffer each.
+Layout    embeds (B, S, H), positions (3, B, S), last_index (B,), total_length (), rows (R,),
+          attention_bias (1, 1, S, total_length): 0 where a token may look, hugely negative where it may not,
+          which lets several answers share one buffer (runtime/together.py); and per layer keys and values
+          (B, kv_heads, capacity, head_dim) in and out, to be bound to one buffer each.
           logits (B, R, vocab) for the tokens that `rows` names, so that a prompt pays for one row only.
 Contract  Equal to transformers' Qwen2_5_VLForConditionalGeneration without its vision tower: biases on
           q, k, v and nowhere else, M-RoPE in sections, tied or untied output layer.
@@ -82,7 +84,11 @@ def write_decoder(
         source = _Source(graph, checkpoint, config, recipe)
         hidden = graph.input("embeds", "float32", ["batch", "tokens", config.hidden])
         positions = graph.input("positions", "int64", [3, "batch", "tokens"])
-        lengths = (graph.input("last_index", "int32", ["batch"]), graph.input("total_length", "int32", []))
+        lengths = (
+            graph.input("last_index", "int32", ["batch"]),
+            graph.input("total_length", "int32", []),
+            graph.input("attention_bias", "float32", [1, 1, "tokens", "total"]),
+        )
         rows = graph.input("rows", "int64", ["rows"])
         cos, sin = rotary_table(config.rope_theta, config.head_dim, max_length)
         tables = (graph.array("rotary.cos", cos), graph.array("rotary.sin", sin))
@@ -99,7 +105,7 @@ def write_decoder(
         graph.save()
     return DecoderGeometry(
         config.layers, config.hidden, config.heads, config.kv_heads, config.head_dim, config.vocab,
-        config.mrope_section, config.rope_theta, max_length, embeddings.dtype,
+        config.mrope_section, config.rope_theta, max_length, embeddings.dtype, branches=True,
     )  # fmt: skip
 
 
@@ -119,7 +125,7 @@ def _head(source: _Source, x: str) -> str:
 
 def _layer(
     source: _Source, layer: int, residual: str, branch: str | None, positions: str,
-    tables: tuple[str, str], lengths: tuple[str, str],
+    tables: tuple[str, str], lengths: tuple[str, str, str],
 ) -> tuple[str, str]:  # fmt: skip
     """One decoder layer: the residual stream and the branch still to be added to it, in and out."""
     graph, config, name = source.graph, source.config, f"model.layers.{layer}"
@@ -138,7 +144,7 @@ def _layer(
 
 
 def _attention(
-    source: _Source, layer: int, x: str, positions: str, tables: tuple[str, str], lengths: tuple[str, str]
+    source: _Source, layer: int, x: str, positions: str, tables: tuple[str, str], lengths: tuple[str, str, str]
 ) -> str:
     """Projections, rotation and attention over the kept keys and values."""
     graph, config, name = source.graph, source.config, f"model.layers.{layer}.self_attn"

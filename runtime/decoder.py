@@ -19,13 +19,17 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from rexthinker_edge.kernels.bfloat16 import to_float32
+from rexthinker_edge.runtime.deadline import NEVER, Deadline
 from rexthinker_edge.runtime.errors import BundleError, TextError
 
 STORED_DTYPES: dict[str, type[np.generic]] = {
     "bfloat16": np.uint16,
     "float16": np.float16,
     "float32": np.float32,
+    "int8": np.int8,  # times a scale a row
 }
+# Added to a score it leaves a weight of exactly 0; finite, so that a tile hidden whole is no 0 / 0.
+HIDDEN = np.float32(-1e30)
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class DecoderGeometry:
     """What the runtime must know of the decoder; the manifest carries it.
 
     `max_length` is the number of positions the graph's rotary table holds, prompt and answer together.
+    `branches`: the graph takes an attention bias, so that several answers can share one cache.
     """
 
     layers: int
@@ -45,20 +50,27 @@ class DecoderGeometry:
     rope_theta: float
     max_length: int
     embedding_dtype: str
+    branches: bool = False
 
 
 class Embeddings:
     """The token embedding table, read row by row from a memory-mapped file."""
 
     def __init__(self, path: Path, geometry: DecoderGeometry) -> None:
-        """Map `path`, raw rows of `geometry.embedding_dtype`; raises BundleError when its size differs."""
-        if geometry.embedding_dtype not in STORED_DTYPES:
+        """Map `path`: raw rows, or for int8 one float32 scale a row and then the rows' codes.
+
+        Raises:
+            BundleError: the file's size or `geometry.embedding_dtype` is not as it must be.
+        """
+        stored, vocab, hidden = geometry.embedding_dtype, geometry.vocab, geometry.hidden
+        if stored not in STORED_DTYPES:
             raise BundleError(
-                f"{path.parent.name}/manifest.json: embedding_dtype is {geometry.embedding_dtype!r}, "
+                f"{path.parent.name}/manifest.json: embedding_dtype is {stored!r}, "
                 f"needed one of {', '.join(STORED_DTYPES)}. Export the bundle again with this version."
             )
-        dtype = np.dtype(STORED_DTYPES[geometry.embedding_dtype])
-        needed = geometry.vocab * geometry.hidden * dtype.itemsize
+        dtype = np.dtype(STORED_DTYPES[stored])
+        scales_bytes = 4 * vocab if stored == "int8" else 0
+        needed = vocab * hidden * dtype.itemsize + scales_bytes
         seen = path.stat().st_size
         if seen != needed:
             raise BundleError(
@@ -66,13 +78,19 @@ class Embeddings:
                 "Copy or export the bundle again."
             )
         self.table: NDArray[Any] = np.memmap(
-            path, dtype=dtype, mode="r", shape=(geometry.vocab, geometry.hidden)
+            path, dtype=dtype, mode="r", offset=scales_bytes, shape=(vocab, hidden)
         )
-        self.is_bfloat16 = geometry.embedding_dtype == "bfloat16"
+        self.scales: NDArray[np.float32] | None = None
+        if scales_bytes:
+            self.scales = np.memmap(path, dtype=np.float32, mode="r", shape=(vocab,))
+        self.is_bfloat16 = stored == "bfloat16"
 
     def lookup(self, token_ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
-        """Rows of `token_ids` (S,), as (S, H) float32."""
-        rows = self.table[np.asarray(token_ids, dtype=np.int64)]
+        """Rows of `token_ids` (S,), as (S, H) float32; only these rows are read from the file."""
+        ids = np.asarray(token_ids, dtype=np.int64)
+        rows = self.table[ids]
+        if self.scales is not None:
+            return rows.astype(np.float32) * self.scales[ids][:, None]
         return to_float32(rows) if self.is_bfloat16 else rows.astype(np.float32)
 
 
@@ -98,6 +116,15 @@ def place_image(
     return placed
 
 
+# (2 * layers, kv_heads, tokens, head_dim): keys and values of layer 0, of layer 1, …
+Rows = NDArray[np.float32]
+
+
+def row_bytes(geometry: DecoderGeometry) -> int:
+    """What one token takes in a cache: keys and values of every layer, float32."""
+    return geometry.layers * geometry.kv_heads * geometry.head_dim * 2 * 4
+
+
 class KVCache:
     """Keys and values of every layer in preallocated buffers; `length` tokens are valid."""
 
@@ -109,11 +136,21 @@ class KVCache:
         self.keys: list[NDArray[np.float32]] = []
         self.values: list[NDArray[np.float32]] = []
         self.bound: list[tuple[ort.OrtValue, ort.OrtValue]] = []
+        self.touched = 0
         self.reserve(capacity)
 
-    def reserve(self, capacity: int) -> None:
-        """Make room for at least `capacity` tokens; only growing copies, so reserve once for a scene."""
-        capacity = min(capacity, self.geometry.max_length)
+    @property
+    def nbytes(self) -> int:
+        """Memory it really takes: rows that were never written have no pages."""
+        return max(self.touched, self.length) * row_bytes(self.geometry)
+
+    def reserve(self, capacity: int, branches: bool = False) -> None:
+        """Make room for at least `capacity` tokens; only growing copies, so reserve once for a scene.
+
+        Args:
+            branches: rows of several answers, which may be more than one answer's `max_length`.
+        """
+        capacity = capacity if branches else min(capacity, self.geometry.max_length)
         if capacity <= self.capacity:
             return
         shape = (1, self.geometry.kv_heads, capacity, self.geometry.head_dim)
@@ -129,12 +166,39 @@ class KVCache:
         self.bound = [
             (ort.OrtValue.ortvalue_from_numpy(k), ort.OrtValue.ortvalue_from_numpy(v)) for k, v in grown
         ]
-        self.capacity = capacity
+        self.capacity, self.touched = capacity, self.length
 
     def rewind(self, length: int) -> None:
         """Forget all but the first `length` tokens."""
         assert 0 <= length <= self.length, (length, self.length)
+        self.touched = max(self.touched, self.length)
         self.length = length
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """A copy of what is kept of tokens [start, stop)."""
+        assert 0 <= start <= stop <= self.length, (start, stop, self.length)
+        return np.stack([buffer[0, :, start:stop] for pair in self._pairs() for buffer in pair])
+
+    def append(self, rows: Rows) -> None:
+        """Put back what `rows` gave, as the next tokens."""
+        stop = self.length + rows.shape[2]
+        self.reserve(stop)
+        buffers = [buffer for pair in self._pairs() for buffer in pair]
+        for buffer, part in zip(buffers, rows, strict=True):
+            buffer[0, :, self.length : stop] = part
+        self.length = stop
+
+    def fork(self, length: int, capacity: int) -> "KVCache":
+        """Another cache that holds the first `length` tokens too: the one thing that copies them."""
+        made = KVCache(self.geometry, max(capacity, length))
+        for ours, theirs in zip(self._pairs(), made._pairs(), strict=True):
+            for old, new in zip(ours, theirs, strict=True):
+                new[:, :, :length] = old[:, :, :length]
+        made.length = length
+        return made
+
+    def _pairs(self) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        return list(zip(self.keys, self.values, strict=True))
 
 
 class Decoder:
@@ -170,6 +234,7 @@ class Decoder:
         positions: NDArray[np.int64],
         cache: KVCache,
         last_only: bool = True,
+        deadline: Deadline = NEVER,
     ) -> NDArray[np.float32]:
         """Read S tokens after those the cache holds; the cache then holds S more.
 
@@ -184,6 +249,7 @@ class Decoder:
 
         Raises:
             TextError: the tokens do not fit into the graph's `max_length`; the cache is unchanged.
+            DeadlinePassed: the cache holds the whole chunks that were read before.
         """
         count = len(embeds)
         assert count > 0, embeds.shape
@@ -199,8 +265,34 @@ class Decoder:
         for start in range(0, count, self.prefill_chunk):
             stop = min(start + self.prefill_chunk, count)
             rows = np.array([stop - start - 1]) if last_only else np.arange(stop - start)
-            logits.append(self._pass(embeds[start:stop], positions[:, start:stop], rows, cache))
+            part = positions[:, start:stop]
+            logits.append(self._pass(embeds[start:stop], part, rows, cache, deadline=deadline))
         return logits[-1] if last_only else np.concatenate(logits)
+
+    def run_branches(
+        self,
+        embeds: NDArray[np.float32],
+        positions: NDArray[np.int64],
+        hidden: NDArray[np.bool_],
+        rows: NDArray[np.int64],
+        cache: KVCache,
+        deadline: Deadline = NEVER,
+    ) -> NDArray[np.float32]:
+        """One pass over S tokens of several answers that share a cache.
+
+        Args:
+            embeds: (S, H) float32; positions: (3, S) int64, each answer's own.
+            hidden: (S, cache.length + S), true where a token must not look; rows after a token are hidden
+                anyway.
+            rows: (R,) tokens whose logits are wanted.
+
+        Returns:
+            (R, vocab) float32.
+        """
+        assert self.geometry.branches, "the graph takes no attention bias"
+        assert int(positions.max()) < self.geometry.max_length, positions.max()
+        cache.reserve(cache.length + len(embeds), branches=True)
+        return self._pass(embeds, positions, rows, cache, np.where(hidden, HIDDEN, 0), deadline)
 
     def _pass(
         self,
@@ -208,6 +300,8 @@ class Decoder:
         positions: NDArray[np.int64],
         rows: NDArray[np.int64],
         cache: KVCache,
+        bias: NDArray[np.float32] | None = None,
+        deadline: Deadline = NEVER,
     ) -> NDArray[np.float32]:
         """One run of the graph: (S, H) in, (len(rows), vocab) out."""
         total = cache.length + len(embeds)
@@ -219,6 +313,9 @@ class Decoder:
             "total_length": np.array(total, np.int32),
             "rows": rows.astype(np.int64),
         }
+        if self.geometry.branches:
+            bias = np.zeros((len(embeds), total), np.float32) if bias is None else bias
+            feeds["attention_bias"] = np.ascontiguousarray(bias[None, None], dtype=np.float32)
         binding = self.session.io_binding()
         held = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in feeds.items()}
         for name, value in held.items():
@@ -229,7 +326,8 @@ class Decoder:
             binding.bind_ortvalue_output(f"new_keys.{layer}", keys)
             binding.bind_ortvalue_output(f"new_values.{layer}", values)
         binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(logits))
-        self.session.run_with_iobinding(binding)
+        with deadline.running() as options:
+            self.session.run_with_iobinding(binding, options)
         cache.length = total
         found: NDArray[np.float32] = logits[0]
         return found

@@ -1,16 +1,23 @@
 """The detector: a picture and a category in, candidate boxes out.
 
-Layout    `detector.onnx` takes the picture at its true size and one caption; it gives, for each query, a
-          logit per caption token and a box (centre x, centre y, width, height) as shares of the picture.
+Layout    `detector-text.onnx` takes a caption; what it gives is kept, so that a category that comes again
+          costs nothing. `detector.onnx` takes the picture at its true size, the tables that this size decides
+          (kept likewise) and the caption's features; it gives, for each query, a logit per caption token and
+          a box (centre x, centre y, width, height) as shares of the picture. Bundles made before 0.2 have one
+          graph for both, and no tables; they run as they did.
 Contract  As transformers' `post_process_grounded_object_detection`: a query's score is its best token's
           sigmoid, kept above the threshold; no NMS; the model's order is kept. Boxes are clamped to the
           picture. The text threshold only words labels, and a caption of one phrase has one label.
-Elsewhere resizing: dino_pixels.py; text: caption.py; the graph: export/detector_graph.py.
+          What is kept is found again by all of a caption's token ids, or by the picture's exact size.
+Elsewhere resizing: dino_pixels.py; text: caption.py; tables: detector_tables.py; the graphs:
+          export/detector_graph.py.
 Source    docs/sources.md#detector
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -18,6 +25,7 @@ from numpy.typing import NDArray
 
 from rexthinker_edge.runtime.boxes import Size
 from rexthinker_edge.runtime.caption import CaptionTokenizer
+from rexthinker_edge.runtime.deadline import NEVER, Deadline
 from rexthinker_edge.runtime.dino_pixels import DinoPixelRules, dino_pixels
 
 
@@ -33,6 +41,7 @@ class DetectorGeometry:
     queries: int
     max_text_len: int
     box_threshold: float
+    tables: TableRules | None = None  # None: one graph from pixels and token ids, of a bundle before 0.2
 
     @property
     def pixel_rules(self) -> DinoPixelRules:
@@ -40,8 +49,13 @@ class DetectorGeometry:
         return DinoPixelRules(self.shortest_px, self.longest_px, self.least_px, self.mean, self.std)
 
 
+def text_path(path: Path) -> Path:
+    """Where the text branch of the graph at `path` lies."""
+    return path.with_name(f"{path.stem}-text.onnx")
+
+
 class Detector:
-    """One open `detector.onnx`."""
+    """An open `detector.onnx` with its text branch."""
 
     def __init__(
         self,
@@ -50,14 +64,18 @@ class Detector:
         geometry: DetectorGeometry,
         options: ort.SessionOptions | None = None,
     ) -> None:
-        """Open the graph and its tokenizer.
+        """Open the graphs and the tokenizer.
 
         Raises:
             BundleError: the tokenizer is none of the detector's.
         """
         self._geometry = geometry
         self._tokenizer = CaptionTokenizer(tokenizer, geometry.max_text_len)
-        self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._session = _open(path, options)
+        self._text = None if geometry.tables is None else _open(text_path(path), options)
+        self._asked = {given.name for given in self._session.get_inputs()}
+        self._captions = Kept[tuple[int, ...], Mapping[str, Any]](KEPT_CAPTIONS)
+        self._sizes = Kept[Size, Mapping[str, Any]](KEPT_SIZES)
 
     def detect(
         self, pixels_HWC: NDArray[np.uint8], category: str
@@ -84,17 +102,53 @@ class Detector:
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """What the graph gives: logits (queries, tokens) and boxes (queries, 4) as shares of the picture."""
         caption = self._tokenizer.caption(category)
-        logits, shares = self._session.run(
-            ["logits", "pred_boxes"],
-            {
-                "pixel_values": dino_pixels(pixels_HWC, self._geometry.pixel_rules),
-                "input_ids": caption.input_ids,
-                "token_type_ids": caption.token_type_ids,
-                "position_ids": caption.position_ids,
-                "text_self_attention_mask": caption.self_attention_mask,
-            },
+        pixels = dino_pixels(pixels_HWC, self._geometry.pixel_rules)
+        feeds = self._old_feeds(caption) if self._text is None else self.feeds(pixels, caption)
+        logits, shares = self._session.run(["logits", "pred_boxes"], {"pixel_values": pixels, **feeds})
+        return logits.reshape(self._geometry.queries, -1), shares.reshape(-1, 4)
+
+    def feeds(self, pixels: NDArray[np.float32], caption: Caption) -> dict[str, NDArray[Any]]:
+        """Every input of the graph for pixels (1, 3, height, width) and a caption."""
+        rules = self._geometry.tables
+        assert rules is not None
+        padded = whole_patches(pixels, rules.patch)
+        height, width = padded.shape[2:]
+        tables = self._sizes.get((width, height), lambda: self._tables(height, width, rules))
+        ids = tuple(int(token) for token in caption.input_ids[0])
+        return {**tables, **self._captions.get(ids, lambda: self._words(caption)), "pixel_values": padded}
+
+    def _tables(self, height: int, width: int, rules: TableRules) -> dict[str, NDArray[Any]]:
+        made = make_tables(height, width, rules)
+        return {name: table for name, table in made.items() if name in self._asked}
+
+    def _words(self, caption: Caption) -> dict[str, NDArray[np.float32]]:
+        """Run the text branch."""
+        assert self._text is not None
+        bias = np.where(caption.self_attention_mask[0], np.float32(0), np.finfo(np.float32).min)
+        text, positions = self._text.run(
+            ["text", "text_positions"],
+            {"input_ids": caption.input_ids[0], "position_ids": caption.position_ids[0], "text_bias": bias},
         )
-        return logits[0], shares[0]
+        return {"text": text, "text_positions": positions, "text_bias": bias}
+
+    @staticmethod
+    def _old_feeds(caption: Caption) -> dict[str, NDArray[Any]]:
+        return {
+            "input_ids": caption.input_ids,
+            "token_type_ids": caption.token_type_ids,
+            "position_ids": caption.position_ids,
+            "text_self_attention_mask": caption.self_attention_mask,
+        }
+
+
+def _open(path: Path, options: ort.SessionOptions | None) -> ort.InferenceSession:
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def whole_patches(pixels: NDArray[np.float32], patch: int) -> NDArray[np.float32]:
+    """(1, 3, H, W) with zeros to the right and below, up to multiples of the patch."""
+    down, right = (-side % patch for side in pixels.shape[2:])
+    return np.pad(pixels, ((0, 0), (0, 0), (0, down), (0, right))) if down or right else pixels
 
 
 def keep_candidates(

@@ -19,6 +19,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from rexthinker_edge.runtime.deadline import NEVER, Deadline
 from rexthinker_edge.runtime.errors import ImageError
 from rexthinker_edge.runtime.qwen_pixels import VisionInput
 
@@ -96,7 +97,7 @@ class VisionTower:
         self.geometry = geometry
         self.session = ort.InferenceSession(str(path), options, providers=list(providers))
 
-    def encode(self, vision: VisionInput) -> NDArray[np.float32]:
+    def encode(self, vision: VisionInput, deadline: Deadline = NEVER) -> NDArray[np.float32]:
         """Features of one picture.
 
         Args:
@@ -107,6 +108,7 @@ class VisionTower:
 
         Raises:
             ImageError: more patches than the graph's rotary table has rows.
+            DeadlinePassed: it came first.
         """
         frames, height, width = (int(v) for v in vision.grid_thw)
         assert frames == 1, f"still pictures only, got {frames} frames"
@@ -123,5 +125,6 @@ class VisionTower:
             "window_lengths": windows.lengths,
             "row_slots": windows.slots,
         }
-        features: NDArray[np.float32] = self.session.run(["features"], feeds)[0]
+        with deadline.running() as options:
+            features: NDArray[np.float32] = self.session.run(["features"], feeds, options)[0]
         return features

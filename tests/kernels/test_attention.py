@@ -56,15 +56,22 @@ def test_rotary_table_pinned():
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "past", "count"), [(4, 2, 0, 7), (6, 1, 5, 3), (3, 3, 11, 1)])
-def test_grouped_query_attention(rng, run_lowering, heads, kv_heads, past, count):
+@pytest.mark.parametrize("biased", [False, True])
+def test_grouped_query_attention(rng, run_lowering, heads, kv_heads, past, count, biased):
     width, capacity = 16, 20
     query, key, value = (normal(rng, count, h, width) for h in (heads, kv_heads, kv_heads))
     before = [normal(rng, kv_heads, capacity, width) for _ in range(2)]
     caches = [cache.copy() for cache in before]
-    y = grouped_query_attention(query, key, value, *caches, past)
     total = past + count
+    bias = None
+    if biased:  # every other row hidden, but never a token from itself
+        bias = np.where(np.arange(total) % 2, np.float32(-1e30), 0) * np.ones((count, 1), np.float32)
+        bias[np.arange(count), past + np.arange(count)] = 0
+    y = grouped_query_attention(query, key, value, *caches, past, bias)
     full = [torch.tensor(c[:, :total]).repeat_interleave(heads // kv_heads, 0) for c in caches]
     mask = torch.ones(count, total, dtype=torch.bool).tril(past)
+    if bias is not None:
+        mask &= torch.tensor(bias == 0)
     q = torch.tensor(query).transpose(0, 1)
     reference = (
         torch.nn.functional.scaled_dot_product_attention(q, *full, attn_mask=mask).transpose(0, 1).numpy()
@@ -81,11 +88,13 @@ def test_grouped_query_attention(rng, run_lowering, heads, kv_heads, past, count
         "pk": before[0][None], "pv": before[1][None],
         "last": np.array([total - 1], np.int32), "total": np.array(total, np.int32),
     }  # fmt: skip
+    if bias is not None:
+        arrays["bias"] = bias[None, None]
 
     def build(g, n):
         cache = (n["pk"], n["pv"], "nk", "nv")
         out = lower_grouped_query_attention(
-            g, n["q"], n["k"], n["v"], cache, n["last"], n["total"], heads, kv_heads
+            g, n["q"], n["k"], n["v"], cache, n["last"], n["total"], n.get("bias", ""), heads, kv_heads
         )
         return out, "nk", "nv"
 
