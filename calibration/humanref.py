@@ -3,7 +3,8 @@
 Layout    One JSON object a line: id, image_name, referring, domain, sub_domain, candidate_boxes,
           answer_boxes, answer_segmentations (COCO RLE, one per answer, here its box), and our `category`.
 Contract  What is written reads back equal. Pictures are PNG: a workbench picture's JPEG artefacts are already
-          in its pixels, and must not be made twice. Reading streams; a bad line is a `Problem`.
+          in its pixels, and must not be made twice. Reading streams, `HumanRef` seeks line by line and holds
+          nothing but offsets; a bad line is a `Problem`.
 Elsewhere records: records.py; the sibling with traces: humanref_cot.py; the metric: benchmarks/.
 Source    docs/sources.md#humanref
 """
@@ -16,7 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from rexthinker_edge.calibration.records import Box, Problem, Record, new_directory, plain_numbers, read_boxes
+from rexthinker_edge.calibration.dataset import Dataset, find_picture, line_offsets
+from rexthinker_edge.calibration.records import (
+    Box,
+    Problem,
+    Record,
+    new_directory,
+    plain_numbers,
+    read_boxes,
+    read_text,
+    why,
+)
 from rexthinker_edge.runtime.errors import DataError
 
 ANNOTATIONS = "annotations.jsonl"
@@ -60,11 +71,7 @@ def read_humanref(directory: Path | str, problems: list[Problem] | None = None) 
     Raises:
         DataError: there is no `annotations.jsonl`.
     """
-    path = Path(directory) / ANNOTATIONS
-    if not path.is_file():
-        raise DataError(
-            f"{path}: no such file, HumanRef's annotations are needed. Name the folder that holds it."
-        )
+    path = _annotations(Path(directory))
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -73,8 +80,48 @@ def read_humanref(directory: Path | str, problems: list[Problem] | None = None) 
                 yield _from_json(json.loads(line))
             except (ValueError, KeyError, TypeError) as error:
                 if problems is not None:
-                    reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
-                    problems.append(Problem(path.name, number, reason))
+                    problems.append(Problem(path.name, number, why(error)))
+
+
+class HumanRef(Dataset):
+    """A HumanRef folder; numbers count the lines that are not blank."""
+
+    def __init__(self, directory: Path | str, images: Path | None = None) -> None:
+        """Raises DataError when there is no `annotations.jsonl`; `images` is another folder of pictures."""
+        super().__init__(f"humanref:{directory}")
+        self.path = _annotations(Path(directory))
+        self.folders = [*([images] if images else []), Path(directory) / IMAGES]
+        self.lines = line_offsets(self.path)
+        self._stream = self.path.open("rb")
+
+    def close(self) -> None:
+        """Close the annotations."""
+        self._stream.close()
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def place(self, number: int) -> tuple[str, int]:
+        """File name and line."""
+        return self.path.name, self.lines[number][1]
+
+    def read(self, number: int) -> Record:
+        """One line as a record."""
+        self._stream.seek(self.lines[number][0])
+        return _from_json(json.loads(self._stream.readline()))
+
+    def picture(self, number: int, record: Record) -> Path:
+        """The picture's file."""
+        return find_picture(record.image_name, self.folders)
+
+
+def _annotations(directory: Path) -> Path:
+    path = directory / ANNOTATIONS
+    if not path.is_file():
+        raise DataError(
+            f"{path}: no such file, HumanRef's annotations are needed. Name the folder that holds it."
+        )
+    return path
 
 
 def box_rle(box: Box, width: int, height: int) -> dict[str, object]:
@@ -135,7 +182,7 @@ def _from_json(fields: dict[str, object]) -> Record:
     if not isinstance(fields, dict):
         raise ValueError("the line is not a JSON object")
     number = fields["id"]
-    if not isinstance(number, int):
+    if isinstance(number, bool) or not isinstance(number, int):
         raise ValueError(f"id {number!r} is not a whole number")
     return Record(
         id=number,
@@ -150,9 +197,4 @@ def _from_json(fields: dict[str, object]) -> Record:
 
 
 def _text(fields: dict[str, object], name: str) -> str:
-    value = fields[name]
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise ValueError(f"{name} {value!r} is not text")
-    return value
+    return read_text(fields[name], name)

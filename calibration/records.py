@@ -3,7 +3,8 @@
 Layout    Boxes are (x0, y0, x1, y1) in pixels of the upright original picture.
 Contract  A record is plain data. A line that cannot be read is a `Problem`, named and counted, and does not
           end the reading. A dataset's folder appears whole or not at all.
-Elsewhere files: humanref.py, humanref_cot.py; where workbench records come from: workbench/items.py.
+Elsewhere a set of them with pictures: dataset.py; files: humanref.py, humanref_cot.py, refcoco.py, coco.py;
+          where workbench records come from: workbench/items.py.
 """
 
 import math
@@ -48,11 +49,19 @@ class Record:
 
 @dataclass(frozen=True)
 class Problem:
-    """A line that could not be read: file name, line number from 1, and why."""
+    """Something wrong in a file: its name, line number from 1 (0: the file as a whole), and why.
+
+    `kept` tells that the record is used all the same, without what was wrong in it.
+    """
 
     file: str
     line: int
     reason: str
+    kept: bool = False
+
+    def __str__(self) -> str:
+        place = f"{self.file}, line {self.line}" if self.line else self.file
+        return f"{place}: {self.reason} ({'kept' if self.kept else 'left out'})"
 
 
 def read_box(value: object) -> Box:
@@ -63,10 +72,36 @@ def read_box(value: object) -> Box:
     """
     if not isinstance(value, list | tuple) or len(value) != 4:
         raise ValueError(f"{value!r} is not a box of four numbers")
-    if not all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in value):
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) and _is_finite(v) for v in value):
         raise ValueError(f"{value!r} is not a box of four finite numbers")
     x0, y0, x1, y1 = (float(v) for v in value)
     return x0, y0, x1, y1
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number too large for a float
+        return False
+
+
+def read_text(value: object, name: str) -> str:
+    """Text that can be written again; null is "".
+
+    Raises:
+        ValueError: it is anything else, or holds half a surrogate pair.
+    """
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ValueError(f"{name} {value!r} is not text")
+    value.encode()
+    return value
+
+
+def why(error: Exception) -> str:
+    """What was wrong with a line, from the error that reading it raised."""
+    return f"no field {error}" if isinstance(error, KeyError) else str(error)
 
 
 def read_boxes(value: object) -> tuple[Box, ...]:

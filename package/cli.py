@@ -27,6 +27,7 @@ class Verb:
 VERBS = {
     "bench": Verb("Measure speed and memory of a bundle on this machine."),
     "data": Verb("Make and inspect data sets."),
+    "evaluate": Verb("Tell how good a bundle, a checkpoint or predictions are on a dataset.", "export"),
     "export": Verb("Make a bundle of checkpoints.", "export"),
     "info": Verb("Say what a bundle is."),
     "refer": Verb("Find what an expression means in a picture."),

@@ -61,7 +61,9 @@ def test_duplicates_match_once_and_no_prediction_scores_zero() -> None:
 
 
 def test_thresholds_count_an_overlap_at_the_edge() -> None:
-    made = score([SQUARE], [[0, 0, 10, 6]])  # IoU 0.6: matches at 0.50, 0.55, 0.60
+    # IoU 0.6 misses the third threshold, which the public code's arange makes 0.6000000000000001
+    assert score([SQUARE], [[0, 0, 10, 6]]).recall.tolist() == [1, 1, 0, 0, 0, 0, 0, 0, 0, 0]
+    made = score([SQUARE], [[0, 0, 10, 6.001]])
     assert made.recall.tolist() == [1, 1, 1, 0, 0, 0, 0, 0, 0, 0]
     assert summarise([made]) == pytest.approx(
         {

@@ -1,0 +1,83 @@
+"""Several processes that ask one dataset: each opens the subject and the dataset for itself, on one thread.
+
+Contract  A worker ends with the process that made it, however that one ended: kill -9 leaves no orphans.
+          Worth it where a model is small beside the machine; a large one already uses all cores.
+Elsewhere what a worker does: runs.py.
+"""
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
+from pathlib import Path
+
+from rexthinker_edge.benchmarks.runs import Answered, Plan, Reference, answer
+from rexthinker_edge.benchmarks.subjects import Subject, open_subject
+from rexthinker_edge.calibration.dataset import Dataset
+from rexthinker_edge.calibration.openers import open_dataset
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a worker opens: plain values, for they cross a process boundary."""
+
+    subject: str
+    dataset: str
+    images: str | None
+    plan: Plan
+    reference: Path | None = None
+    device: str = "cpu"
+
+
+class Crew:
+    """Workers; a context manager, and what `runs.run` calls for answers."""
+
+    def __init__(self, order: Order, count: int) -> None:
+        assert count > 1, count
+        self._pool = ProcessPoolExecutor(
+            count, mp_context=get_context("spawn"), initializer=_Worker.begin, initargs=(order,)
+        )
+
+    def __enter__(self) -> "Crew":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def __call__(self, numbers: Sequence[int]) -> Iterator[Answered]:
+        """Answers as they are ready."""
+        waiting = [self._pool.submit(_Worker.ask, number) for number in numbers]
+        for future in as_completed(waiting):
+            yield future.result()
+
+
+class _Worker:
+    """One process's subject and dataset."""
+
+    subject: Subject
+    dataset: Dataset
+    plan: Plan
+    reference: Reference | None
+
+    @classmethod
+    def begin(cls, order: Order) -> None:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        cls.subject = open_subject(order.subject, threads=1, device=order.device)
+        cls.dataset = open_dataset(order.dataset, order.images)
+        cls.plan = order.plan
+        cls.reference = Reference(order.reference) if order.reference else None
+
+    @classmethod
+    def ask(cls, number: int) -> Answered:
+        reference = cls.reference.of(number) if cls.reference else None
+        return answer(cls.subject, cls.dataset, number, cls.plan, reference)
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

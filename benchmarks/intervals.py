@@ -1,0 +1,58 @@
+"""How sure a figure is: bootstrap intervals over items, exact McNemar.
+
+Contract  95 % intervals by the percentile method over `RESAMPLES` resamples of whole items, seeded: the same
+          items give the same interval. One item, or items that agree, give an interval without width: it
+          speaks of the sample's spread and cannot see what the sample has not.
+Elsewhere the figures: figures.py, compare.py.
+Source    docs/sources.md#intervals
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+RESAMPLES = 2000
+SEED = 20_260
+_BATCH = 200
+
+
+def bootstrap(rows: ArrayLike) -> NDArray[np.float64]:
+    """95 % intervals of the column means.
+
+    Args:
+        rows: (n, c), one row per item, n at least 1.
+
+    Returns:
+        (2, c): low and high.
+    """
+    values = np.asarray(rows, np.float64)
+    assert values.ndim == 2, values.shape
+    assert len(values), "no items"
+    rng, count = np.random.default_rng(SEED), len(values)
+    means = []
+    for _ in range(0, RESAMPLES, _BATCH):
+        drawn = rng.multinomial(count, np.full(count, 1 / count), size=_BATCH)
+        means.append(drawn @ values / count)
+    return np.asarray(np.percentile(np.concatenate(means), [2.5, 97.5], axis=0))
+
+
+Figure = dict[str, float | int | None]
+
+
+def share(flags: Sequence[bool]) -> Figure:
+    """A share of items with its interval; None where there are no items."""
+    if not flags:
+        return {"value": None, "low": None, "high": None, "count": 0}
+    low, high = bootstrap(np.asarray(flags, np.float64)[:, None])[:, 0]
+    return {"value": float(np.mean(flags)), "low": float(low), "high": float(high), "count": len(flags)}
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Two-sided exact p of as many items right in one of two alone, were both equally often right."""
+    n, k = only_first + only_second, min(only_first, only_second)
+    if n == 0:
+        return 1.0
+    tail = sum(math.comb(n, i) for i in range(k + 1))
+    return float(min(1.0, 2 * tail / 2**n))

@@ -1,0 +1,159 @@
+"""`rexthinker-edge evaluate`: how good a bundle, a checkpoint or a file of predictions is on a dataset.
+
+Contract  With --json standard output is one JSON object. With --predictions that is HumanRef's tables alone:
+          average, domain, subdomain, box_count, rejection; otherwise the whole report. Problems of the data
+          go to standard error, and are counted there when there are many.
+Elsewhere the figures: benchmarks/figures.py; asking: benchmarks/runs.py; datasets: calibration/openers.py.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rexthinker_edge.commands.judging import chosen_numbers, default_path, tell_problems, write_json
+
+if TYPE_CHECKING:
+    from rexthinker_edge.benchmarks.runs import Finished
+    from rexthinker_edge.calibration.dataset import Dataset
+
+PATH = click.Path(path_type=Path)
+
+
+@click.command("evaluate")
+@click.option(
+    "--dataset",
+    "spec",
+    required=True,
+    help="humanref:DIR, humanref-cot:DIR, refcoco:FILE, coco:FILE or workbench:LEVEL[:SEED[:COUNT]].",
+)
+@click.option("--images", type=PATH, help="Where the pictures are, when not beside the file.")
+@click.option("--bundle", help="The small bundled model when left out.")
+@click.option("--checkpoint", help="A Hugging Face checkpoint instead of a bundle; needs [export].")
+@click.option("--dtype", type=click.Choice(["fp32", "bf16"]), help="Of the checkpoint.  [default: fp32]")
+@click.option("--predictions", type=PATH, help="Score a HumanRef prediction file; nothing is asked.")
+@click.option(
+    "--as-published",
+    is_flag=True,
+    help="Count a rejection without a prediction as correct, as HumanRef's code does.",
+)
+@click.option(
+    "--boxes",
+    type=click.Choice(["given", "detector"]),
+    default="given",
+    show_default=True,
+    help="Whose candidates.",
+)
+@click.option(
+    "--orders",
+    type=click.IntRange(0, 20),
+    default=0,
+    show_default=True,
+    help="Ask each item again, its hints shuffled.",
+)
+@click.option("--start", type=click.IntRange(min=0), default=0, show_default=True, help="First record.")
+@click.option("--count", type=click.IntRange(min=1), help="How many records; all when left out.")
+@click.option(
+    "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that ask."
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Cores of one process; all when left out.")
+@click.option("--out", type=PATH, help="Keep the run here, and go on from it.  [default: runs/NAME.jsonl]")
+@click.option("--write-predictions", type=PATH, help="Write a HumanRef prediction file.")
+@click.option("--report", "report_path", type=PATH, help="Write the whole report as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def evaluate(spec: str, images: Path | None, predictions: Path | None, **options: Any) -> None:
+    """Ask every item of a dataset, or score predictions, and tell how good they are.
+
+    A run that was stopped goes on where it was: every answer is on disk before the next is asked.
+    """
+    from rexthinker_edge.calibration.openers import open_dataset  # noqa: PLC0415
+
+    subject = _subject_spec(options.pop("bundle"), options.pop("checkpoint"), options.pop("dtype"))
+    as_json, report_path = options.pop("as_json"), options.pop("report_path")
+    with open_dataset(spec, images) as dataset:
+        if predictions is not None:
+            if subject is not None or options["write_predictions"]:
+                raise click.UsageError(
+                    "--predictions asks nothing: leave out --bundle, --checkpoint and --write-predictions."
+                )
+            contract, whole = _score(dataset, predictions, options["as_published"])
+        else:
+            whole = contract = _ask(dataset, images, subject or "small", options)
+    if report_path is not None:
+        write_json(report_path, whole)
+    if as_json:
+        click.echo(json.dumps(contract, ensure_ascii=False))
+    else:
+        from rexthinker_edge.benchmarks.quality_text import describe  # noqa: PLC0415
+
+        click.echo("\n".join(describe(whole)))
+
+
+def _subject_spec(bundle: str | None, checkpoint: str | None, dtype: str | None) -> str | None:
+    if bundle and checkpoint:
+        raise click.UsageError("--bundle and --checkpoint: one of them.")
+    if dtype and not checkpoint:
+        raise click.UsageError("--dtype goes with --checkpoint: a bundle's number format is its own.")
+    return f"{checkpoint}@{dtype or 'fp32'}" if checkpoint else bundle
+
+
+def _score(dataset: "Dataset", path: Path, as_published: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """HumanRef's tables of a prediction file, and the same with intervals and problems."""
+    from rexthinker_edge.benchmarks.figures import judge_predictions, metric_intervals, tables  # noqa: PLC0415
+    from rexthinker_edge.benchmarks.humanref_metric import tabulate  # noqa: PLC0415
+    from rexthinker_edge.benchmarks.predictions import read_predictions, unknown_ids  # noqa: PLC0415
+    from rexthinker_edge.calibration.records import Problem  # noqa: PLC0415
+
+    problems = list[Problem]()
+    predictions = read_predictions(path, problems)
+    records = [record for _, record in dataset.records(problems)]
+    problems += unknown_ids(path, predictions, records)
+    judged = judge_predictions(records, predictions)
+    contract = tables(tabulate(judged, as_published=as_published))
+    tell_problems(problems)
+    whole = {"dataset": dataset.spec, "predictions": str(path), "as_published": as_published, **contract}
+    return contract, whole | {"intervals": metric_intervals(judged), "problems": list(map(str, problems))}
+
+
+def _ask(dataset: "Dataset", images: Path | None, subject: str, options: dict[str, Any]) -> dict[str, Any]:
+    from rexthinker_edge.benchmarks.figures import report  # noqa: PLC0415
+    from rexthinker_edge.benchmarks.predictions import write_predictions  # noqa: PLC0415
+    from rexthinker_edge.runtime.answer import Status  # noqa: PLC0415
+
+    finished = _run(dataset, images, subject, options)
+    tell_problems(finished.problems)
+    if options["write_predictions"] is not None:
+        answered = (i for i in finished.items if i.status in (Status.FOUND, Status.ABSENT))
+        write_predictions(options["write_predictions"], ((item.id, item.boxes) for item in answered))
+    return {
+        **{key: finished.header[key] for key in ("dataset", "subject", "plan")},
+        **report(finished.items, as_published=options["as_published"]),
+        "problems": [str(problem) for problem in finished.problems],
+    }
+
+
+def _run(dataset: "Dataset", images: Path | None, subject: str, options: dict[str, Any]) -> "Finished":
+    """Ask what has not been asked yet."""
+    from rexthinker_edge.benchmarks.crew import Crew, Order  # noqa: PLC0415
+    from rexthinker_edge.benchmarks.meter import Meter  # noqa: PLC0415
+    from rexthinker_edge.benchmarks.runs import Plan, run  # noqa: PLC0415
+    from rexthinker_edge.benchmarks.subjects import open_subject  # noqa: PLC0415
+    from rexthinker_edge.progress import phase  # noqa: PLC0415
+
+    numbers = chosen_numbers(dataset, options["start"], options["count"])
+    plan = Plan(boxes=options["boxes"], orders=options["orders"])
+    if plan.boxes == "detector" and "@" in subject:
+        raise click.UsageError(
+            "--boxes detector: a checkpoint has no detector. Ask a bundle, or leave it out."
+        )
+    with phase(f"opening {subject}"):
+        opened = open_subject(subject, threads=options["threads"])
+    path = options["out"] or default_path(opened.name, dataset, json.dumps([opened.identity, vars(plan)]))
+    path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with Meter("asking", len(numbers)) as meter:
+        if options["workers"] == 1:
+            return run(opened, dataset, numbers, path, plan, meter)
+        order = Order(subject, dataset.spec, None if images is None else str(images), plan)
+        with Crew(order, options["workers"]) as crew:
+            return run(opened, dataset, numbers, path, plan, meter, asker=crew)
