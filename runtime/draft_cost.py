@@ -1,0 +1,147 @@
+"""What a pass costs by its number of tokens, how often a kind of guess holds, and how much to draft.
+
+Layout    `PassCosts` measures passes of 2, 4, 8 … tokens once, on the device and behind the first prompt
+          that is answered, and goes on learning; between measured widths the cost is a straight line.
+          `Acceptance` counts, for each kind of guess, how often it held.
+Contract  The first measurement also reads one row of tokens in two groupings and compares all logits bit for
+          bit. Unless they are equal nothing is drafted, because output could differ: `exact` is False.
+Elsewhere what is guessed: draft.py and its sources; the passes themselves: generate.py.
+Source    docs/drafting.md
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rexthinker_edge.runtime.decoder import Decoder, KVCache
+from rexthinker_edge.runtime.positions import text_positions
+
+WIDEST = 32  # tokens of one pass
+SLOW_PASS_MS = 250.0  # where 16 tokens take longer, wider passes are neither measured nor used
+PROBE_MS = 20.0  # small models are measured again until this much time has gone
+REMEMBERED = 15  # measurements of a width that count
+RELEARN = 16  # passes between two fits
+
+
+class PassCosts:
+    """Milliseconds of a pass by its number of tokens.
+
+    Attributes:
+        exact: whether passes of different width give the same logits here; None before it was looked at.
+        widest: tokens a pass may have.
+    """
+
+    def __init__(self) -> None:
+        self.exact: bool | None = None
+        self.widest = WIDEST
+        self.costs: list[float] = []  # by number of tokens, 0 to widest
+        self._seen: dict[int, deque[float]] = {}
+        self._passes = 0
+
+    def probe(self, decoder: Decoder, cache: KVCache, position: int) -> None:
+        """Measure and compare, behind what the cache holds; the cache is left as it was.
+
+        Does nothing where it was done before, or where the cache has no room for it.
+        """
+        length = cache.length
+        if self.exact is not None or decoder.geometry.max_length - length < WIDEST:
+            return
+        widths, begun = (2, 4, 8, 16), time.perf_counter()
+        first = self._grouping(decoder, cache, position, [16])
+        if max(self._seen[16]) < SLOW_PASS_MS:
+            first = self._grouping(decoder, cache, position, [32])
+            groups = [*widths, 2]
+        else:
+            self.widest, groups = 16, [2, 4, 8, 2]
+        self.exact = True
+        while True:
+            second = self._grouping(decoder, cache, position, groups)
+            self.exact = self.exact and bool(np.array_equal(first, second))
+            if not self.exact or (time.perf_counter() - begun) * 1000 > PROBE_MS:
+                break
+            self._grouping(decoder, cache, position, [self.widest])
+        cache.rewind(length)
+        self._fit(min)
+
+    def _grouping(
+        self, decoder: Decoder, cache: KVCache, position: int, groups: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """Logits (sum(groups), vocab) of a fixed row of tokens, read in these groups."""
+        length, at, rows = cache.length, 0, []
+        token_ids = [(7 * i * i + 13 * i + 5) % decoder.geometry.vocab for i in range(sum(groups))]
+        for width in groups:
+            part = token_ids[at : at + width]
+            begun = time.perf_counter()
+            rows.append(
+                decoder.run(decoder.embed(part), text_positions(position + at, width), cache, last_only=False)
+            )
+            self.learn(width, (time.perf_counter() - begun) * 1000)
+            at += width
+        cache.rewind(length)
+        return np.concatenate(rows)
+
+    def learn(self, tokens: int, ms: float) -> None:
+        """A pass over `tokens` took `ms`."""
+        self._seen.setdefault(tokens, deque(maxlen=REMEMBERED)).append(ms)
+        self._passes += 1
+        if self.costs and self._passes % RELEARN == 0:
+            self._fit(median)
+
+    def _fit(self, typical: Callable[[Iterable[float]], float]) -> None:
+        """Costs of every width: the measured ones, never falling with width, straight lines between."""
+        known = sorted(w for w, seen in self._seen.items() if 2 <= w <= self.widest and seen)
+        values = np.maximum.accumulate([float(typical(self._seen[w])) for w in known])
+        self.costs = np.interp(np.arange(self.widest + 1), known, values).tolist()
+
+
+class Acceptance:
+    """How likely a guess of each kind is to hold, learnt as it goes and never certain."""
+
+    WEIGHT = 8.0  # guesses that the first belief counts for
+    MEMORY = 400.0  # guesses after which old ones fade
+
+    def __init__(self, beliefs: Sequence[float]) -> None:
+        """`beliefs[kind]`: the share expected to hold before anything was seen."""
+        self.rates = [float(b) for b in beliefs]
+        self._counts = [self.WEIGHT] * len(self.rates)
+
+    def learn(self, kind: int, holds: bool) -> None:
+        """A guess of this kind did hold, or did not."""
+        count = self._counts[kind] = min(self._counts[kind] + 1.0, self.MEMORY)
+        self.rates[kind] += ((0.995 if holds else 0.005) - self.rates[kind]) / count
+
+    def expected(self, kinds: Sequence[int]) -> float:
+        """How many guesses of a chain are expected to hold; a chain ends at the first that does not."""
+        total, reach = 0.0, 1.0
+        for kind in kinds:
+            reach *= self.rates[kind]
+            total += reach
+            if reach < 0.03:
+                break
+        return total
+
+
+def paying(kinds: Sequence[int], rates: Sequence[float], costs: Sequence[float], extra_ms: float) -> int:
+    """How many guesses of a chain to verify in one pass: the number that wins most tokens per time.
+
+    Args:
+        kinds: the kind of each guess, in order.
+        rates: share of each kind that holds.
+        costs: milliseconds of a pass by its number of tokens; the token before the chain is one of them.
+        extra_ms: what a pass costs beside itself.
+    """
+    best, most = 1.0 / (costs[2] + extra_ms), 0
+    tokens, reach = 1.0, 1.0
+    for count, kind in enumerate(kinds[: len(costs) - 2], 1):
+        reach *= rates[kind]
+        tokens += reach
+        rate = tokens / (costs[count + 1] + extra_ms)
+        if rate > best:
+            best, most = rate, count
+        if reach < 0.03:
+            break
+    return most
