@@ -11,13 +11,16 @@ Contract  Equal to transformers' Qwen2_5_VLForConditionalGeneration without its 
 Elsewhere operations: kernels/; integers: quantize.py; running it: runtime/decoder.py.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from rexthinker_edge.export.checkpoint import Checkpoint
+import numpy as np
+from numpy.typing import NDArray
+
+from rexthinker_edge.export.checkpoint import Checkpoint, Tensor
 from rexthinker_edge.export.config import TextConfig
 from rexthinker_edge.export.graph import GraphWriter, StoredWeight
-from rexthinker_edge.export.quantize import IntegerRecipe, round_to_nearest
+from rexthinker_edge.export.quantize import AsStored, IntegerRecipe, Nearest, QuantisedLinear, Weights
 from rexthinker_edge.kernels.grouped_query_attention import lower_grouped_query_attention
 from rexthinker_edge.kernels.linear import lower_linear
 from rexthinker_edge.kernels.matmul_nbits import lower_matmul_nbits, packed_tensors
@@ -31,40 +34,57 @@ EMBEDDINGS_FILE = "embeddings.bin"
 
 @dataclass(frozen=True)
 class _Source:
-    """What every layer needs: the writer, the tensors, the shape, and the recipe (None keeps the weights)."""
+    """What every layer needs: the writer, the tensors, the shape, and where linear layers come from."""
 
     graph: GraphWriter
     checkpoint: Checkpoint
     config: TextConfig
-    recipe: IntegerRecipe | None
+    weights: Weights
+    accuracy_level: int
+    permuted: dict[tuple[str, bytes], str] = field(default_factory=dict)
 
     def vector(self, name: str, length: int) -> str:
         return self.graph.weight(self.checkpoint.tensor(name, (length,)))
 
-    def linear(
-        self, x: str, name: str, shape: tuple[int, int], bias: bool = False, bits: int | None = None
-    ) -> str:
-        """A linear layer by its checkpoint name, in integers where the recipe says so."""
+    def linear(self, x: str, name: str, shape: tuple[int, int], bias: bool = False) -> str:
+        """A linear layer by its checkpoint name, stored or in integers."""
         bias_name = self.vector(f"{name}.bias", shape[0]) if bias else None
-        weight = self.checkpoint.tensor(f"{name}.weight", shape)
-        if self.recipe is None:
-            return lower_linear(self.graph, x, self.graph.weight(weight), bias_name)
-        width = bits or self.recipe.bits
-        codes, scales, zeros = packed_tensors(round_to_nearest(weight, width, self.recipe.block))
+        found = self.weights.linear(name, shape)
+        if isinstance(found, Tensor):
+            return lower_linear(self.graph, x, self.graph.weight(found), bias_name)
+        return self.integers(x, name, found, bias_name)
+
+    def integers(self, x: str, name: str, found: QuantisedLinear, bias: str | None = None) -> str:
+        """A linear layer in integers; symmetric ones need no zero points, the operator's own are the same."""
+        weight = found.weight
+        codes, scales, zeros = packed_tensors(weight)
+        plain = bool((weight.zero_points == 1 << (weight.bits - 1)).all())
+        if found.order is not None:
+            x = self.reordered(x, f"{name}.order", found.order)
         names = (
             self.graph.array(f"{name}.codes", codes),
             self.graph.array(f"{name}.scales", scales),
-            self.graph.array(f"{name}.zeros", zeros),
+            "" if plain else self.graph.array(f"{name}.zeros", zeros),
         )
         return lower_matmul_nbits(
-            self.graph, x, names, shape,
-            width, self.recipe.block, self.recipe.accuracy_level, bias_name,
+            self.graph, x, names, (len(weight.codes), weight.columns),
+            weight.bits, weight.block, self.accuracy_level, bias,
         )  # fmt: skip
+
+    def reordered(self, x: str, name: str, order: NDArray[np.int64]) -> str:
+        """x with its last axis in another order, once for all layers that want the same.
+
+        MatMulNBits has an input g_idx for this, which its CPU kernel computes wrongly (docs/quantisation.md).
+        """
+        key = (x, order.tobytes())
+        if key not in self.permuted:
+            self.permuted[key] = self.graph.node("Gather", [x, self.graph.array(name, order)], axis=-1)
+        return self.permuted[key]
 
 
 def write_decoder(
     checkpoint: Checkpoint, config: TextConfig, out_dir: Path, max_length: int, recipe: IntegerRecipe | None,
-    dry: bool = False,
+    dry: bool = False, weights: Weights | None = None,
 ) -> DecoderGeometry:  # fmt: skip
     """Write `decoder.onnx`, its data and the embedding table into `out_dir`.
 
@@ -72,16 +92,21 @@ def write_decoder(
         max_length: positions that the rotary table holds, at most the checkpoint's own limit.
         recipe: None keeps every weight as the checkpoint stores it.
         dry: check names and shapes only, without the bytes.
+        weights: where linear layers come from; None: the checkpoint, rounded to nearest where the recipe
+            says so.
 
     Returns:
         What the runtime must know of it.
     """
+    if weights is None:
+        weights = AsStored(checkpoint) if recipe is None else Nearest(checkpoint, recipe)
+    level = 4 if recipe is None else recipe.accuracy_level
     embeddings = checkpoint.tensor("model.embed_tokens.weight", (config.vocab, config.hidden))
     if not dry:
         with (out_dir / EMBEDDINGS_FILE).open("wb") as stream:
             stream.write(embeddings.raw.data)
     with GraphWriter(out_dir / "decoder.onnx", dry) as graph:
-        source = _Source(graph, checkpoint, config, recipe)
+        source = _Source(graph, checkpoint, config, weights, level)
         hidden = graph.input("embeds", "float32", ["batch", "tokens", config.hidden])
         positions = graph.input("positions", "int64", [3, "batch", "tokens"])
         lengths = (
@@ -111,16 +136,13 @@ def write_decoder(
 
 def _head(source: _Source, x: str) -> str:
     """Logits; a tied weight kept as stored is read from the embedding file."""
-    config = source.config
-    shape = (config.vocab, config.hidden)
-    if source.recipe is not None:
-        name = "model.embed_tokens" if config.tied else "lm_head"
-        return source.linear(x, name, shape, bits=source.recipe.head_bits)
-    if not config.tied:
-        return source.linear(x, "lm_head", shape)
-    table = source.checkpoint.tensor("model.embed_tokens.weight", shape)
-    place = StoredWeight(EMBEDDINGS_FILE, 0, table.raw.nbytes)
-    return lower_linear(source.graph, x, source.graph.weight(table, at=place))
+    config, graph = source.config, source.graph
+    name = "model.embed_tokens" if config.tied else "lm_head"
+    found = source.weights.linear(name, (config.vocab, config.hidden), head=True)
+    if not isinstance(found, Tensor):
+        return source.integers(x, name, found)
+    place = StoredWeight(EMBEDDINGS_FILE, 0, found.raw.nbytes) if config.tied else None
+    return lower_linear(graph, x, graph.weight(found, at=place))
 
 
 def _layer(
@@ -144,7 +166,12 @@ def _layer(
 
 
 def _attention(
-    source: _Source, layer: int, x: str, positions: str, tables: tuple[str, str], lengths: tuple[str, str, str]
+    source: _Source,
+    layer: int,
+    x: str,
+    positions: str,
+    tables: tuple[str, str],
+    lengths: tuple[str, str, str],
 ) -> str:
     """Projections, rotation and attention over the kept keys and values."""
     graph, config, name = source.graph, source.config, f"model.layers.{layer}.self_attn"

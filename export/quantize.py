@@ -1,20 +1,24 @@
-"""Chooses integers for weights: round to nearest, a scale and a zero point per block of columns.
+"""Where the decoder's weights come from: as stored, rounded to nearest here, or integers made elsewhere.
 
-Contract  Asymmetric: a block's smallest and largest value (zero included) map to 0 and 2 ** bits - 1, so no
-          value moves by more than half a step. Rows are done in slices: memory stays small at any size.
-Elsewhere what the integers mean and how they are packed: kernels/matmul_nbits.py.
+Contract  A `Weights` gives one linear layer at a time by its checkpoint name, so memory stays small at any
+          size. Rounding to nearest is asymmetric: a block's smallest and largest value (zero included) map
+          to 0 and 2 ** bits - 1, so no value moves by more than half a step.
+Elsewhere what integers mean and how they are packed: kernels/matmul_nbits.py; GPTQ: gptq_layers.py;
+          checkpoints that are quantised already: imported.py; who asks: decoder_graph.py.
 Source    docs/sources.md#int4
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rexthinker_edge.export.checkpoint import Tensor
-from rexthinker_edge.kernels.matmul_nbits import BlockWeight
+from rexthinker_edge.export.checkpoint import Checkpoint, Tensor
+from rexthinker_edge.kernels.matmul_nbits import BlockWeight, dequantize, pack, unpack
 
 
 class Precision(StrEnum):
@@ -35,6 +39,97 @@ class IntegerRecipe:
     head_bits: int = 8
     block: int = 128
     accuracy_level: int = 4
+
+
+@dataclass(frozen=True)
+class QuantisedLinear:
+    """A linear layer in integers; column k of `weight` multiplies input `order[k]` (None: input k)."""
+
+    weight: BlockWeight
+    order: NDArray[np.int64] | None = None
+
+    def dense(self) -> NDArray[np.float32]:
+        """The (out, in) float32 weight that the integers stand for, columns as in the checkpoint."""
+        found = dequantize(self.weight)
+        if self.order is None:
+            return found
+        dense = np.empty_like(found)
+        dense[:, self.order] = found
+        return dense
+
+
+class Weights(Protocol):
+    """What decoder_graph.py asks for every linear layer."""
+
+    def linear(self, name: str, shape: tuple[int, int], head: bool = False) -> QuantisedLinear | Tensor:
+        """The layer `name` of (out, in) `shape`; `head` says that it is the output layer."""
+        ...
+
+
+@dataclass(frozen=True)
+class AsStored:
+    """The checkpoint's own weights."""
+
+    checkpoint: Checkpoint
+
+    def linear(self, name: str, shape: tuple[int, int], head: bool = False) -> Tensor:
+        """The tensor; CheckpointError where it is missing or of another shape."""
+        return self.checkpoint.tensor(f"{name}.weight", shape)
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The checkpoint's weights, rounded to nearest."""
+
+    checkpoint: Checkpoint
+    recipe: IntegerRecipe
+
+    def linear(self, name: str, shape: tuple[int, int], head: bool = False) -> QuantisedLinear:
+        """As `AsStored`, rounded."""
+        bits = self.recipe.head_bits if head else self.recipe.bits
+        return QuantisedLinear(
+            round_to_nearest(self.checkpoint.tensor(f"{name}.weight", shape), bits, self.recipe.block)
+        )
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Integers that `save_linear` left in a directory."""
+
+    checkpoint: Checkpoint
+    directory: Path
+
+    def linear(self, name: str, shape: tuple[int, int], head: bool = False) -> QuantisedLinear:
+        """The saved layer; the checkpoint's own tensor counts as used."""
+        self.checkpoint.tensor(f"{name}.weight", shape)
+        return load_linear(self.directory, name)
+
+
+def save_linear(directory: Path, name: str, linear: QuantisedLinear) -> None:
+    """Write one layer's integers to `directory`, packed."""
+    weight = linear.weight
+    arrays: dict[str, NDArray[Any]] = {
+        "codes": pack(weight.codes, weight.bits),
+        "scales": weight.scales,
+        "zero_points": weight.zero_points,
+        "shape": np.array([weight.bits, weight.block, weight.columns]),
+    }
+    if linear.order is not None:
+        arrays["order"] = linear.order
+    partial = directory / f".{name}.npz"
+    with partial.open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **arrays)
+    partial.replace(directory / f"{name}.npz")  # whole or not there
+
+
+def load_linear(directory: Path, name: str) -> QuantisedLinear:
+    """Read what `save_linear` wrote."""
+    with np.load(directory / f"{name}.npz", allow_pickle=False) as arrays:
+        bits, block, columns = (int(value) for value in arrays["shape"])
+        scales = arrays["scales"]
+        codes = unpack(arrays["codes"], bits, scales.shape[1] * block)
+        order = arrays.get("order")
+        return QuantisedLinear(BlockWeight(codes, scales, arrays["zero_points"], bits, block, columns), order)
 
 
 def choose_block(widths: Iterable[int]) -> int:
