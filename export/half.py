@@ -1,7 +1,7 @@
 """Chooses which operators of a standard graph compute in float16, and writes the casts between the two.
 
-What      The engine is built strongly typed: precision stands in the graph, not in builder hints, so that what
-          will run can be read, and its rounding measured, without the device.
+What      The engine is built strongly typed: precision stands in the graph, not in builder hints, so that
+          what will run can be read, and its rounding measured, without the device.
 Contract  Weights of a half operator are stored as float16. Everything else stays float32. A rule that names
           no operator of the graph is an error: a renamed layer must not lose its protection in silence.
 Elsewhere the graph: standard_graph.py; measured drift: docs/tensorrt.md.
@@ -32,8 +32,8 @@ class Rule:
 
 @dataclass(frozen=True)
 class Policy:
-    """`half` matches operators that may run in float16 without a constant factor; products with one always
-    may. `single` is stronger than both."""
+    """`half` matches operators that may run in float16 though they have no constant factor; products with a
+    layer's matrix always may. `single` is stronger than both."""
 
     single: tuple[Rule, ...]
     half: str = "(?!)"
@@ -48,15 +48,15 @@ VISION = Policy(
     # the attention core as one block, so that the builder can fuse it and never stores N x N scores
     half=r"MultiHeadAttention",
 )
-DETECTOR = Policy(
+DETECTOR = Policy(  # each pattern in the names of bundles since 0.2, and of those before
     single=(
-        Rule(r"sampling_offsets", "places in the picture: float16 steps are 0.5 px at 1,000 px"),
-        Rule(r"attention_weights", "weighs the sampled places; tiny"),
-        Rule(r"reference_points_head", "places in the picture"),
-        Rule(r"bbox_embed", "box corrections are added to places in the picture"),
-        Rule(r"enc_output", "ranks all cells to choose the queries: near ties change which boxes exist"),
-        Rule(r"fusion_layer", "scores are clamped at 50,000, float16 ends at 65,504"),
-        Rule(r"text_projection", "the text that every logit is a product with; tiny"),
+        Rule(r"\.offsets|sampling_offsets", "places in the picture: float16 steps are 0.5 px at 1,000 px"),
+        Rule(r"\.scores|attention_weights", "weighs the sampled places; tiny"),
+        Rule(r"\.places\.|reference_points_head", "places in the picture"),
+        Rule(r"boxes\.|bbox_embed", "box corrections are added to places in the picture"),
+        Rule(r"proposals\.cells|enc_output", "ranks all cells to choose queries: near ties change the boxes"),
+        Rule(r"text_proj|fusion_layer", "scores are clamped at 50,000, float16 ends at 65,504"),
+        Rule(r"\.words\.|text_projection", "the text that every logit is a product with; tiny"),
     ),
 )
 
@@ -88,11 +88,13 @@ def _is_half(node: NodeProto, graph: StandardGraph, policy: Policy) -> bool:
         return False
     if re.search(policy.half, node.name):
         return node.op_type in ("Reshape", "Transpose", "Mul", "MatMul", "Where", "Softmax")
-    return node.op_type == "MatMul" and any(_is_matrix(graph.weights.get(name)) for name in node.input)
+    return node.op_type in ("MatMul", "Gemm") and any(_is_layer(name, graph) for name in node.input)
 
 
-def _is_matrix(weight: Weight | None) -> bool:
-    return weight is not None and len(weight.shape) == 2
+def _is_layer(name: str, graph: StandardGraph) -> bool:
+    """Whether a value is the matrix of a layer that has a name; constants that have none stay as they are."""
+    weight = graph.weights.get(name)
+    return weight is not None and len(weight.shape) == 2 and "constant_" not in name
 
 
 def _key(node: NodeProto, graph: StandardGraph) -> str:
@@ -132,7 +134,8 @@ class Casts:
 
     def _half(self, node: NodeProto) -> None:
         node.input[:] = [
-            self._to_half(name) if self.elements.get(name) == TensorProto.FLOAT else name for name in node.input
+            self._to_half(name) if self.elements.get(name) == TensorProto.FLOAT else name
+            for name in node.input
         ]
         self.halves.update(node.output)
         node.output[:] = [f"{name}.half" for name in node.output]

@@ -6,10 +6,12 @@ What      TensorRT knows none of ONNX Runtime's own operators. Here a finished g
 Contract  Equal to the graph it was made from within float32 rounding (tests/export/test_standard_graph.py).
           An operator without a lowering, or one used in a way that is not known, is an error by name.
           Weights are read and written one at a time.
-Elsewhere the lowerings: kernels/standard_lowerings.py; half precision: half.py; engines: tensorrt.py.
+Elsewhere what replaces what: standard_operators.py, kernels/standard_lowerings.py; half precision: half.py;
+          engines: tensorrt.py.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,17 +23,12 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnx.external_data_helper import load_external_data_for_tensor
 
 from rexthinker_edge.kernels.bfloat16 import to_float32
-from rexthinker_edge.kernels.builder import CONTRIB, Attribute
-from rexthinker_edge.kernels.matmul_nbits import BlockWeight, dequantize, unpack
-from rexthinker_edge.kernels.standard_lowerings import (
-    lower_standard_attention,
-    lower_standard_linear,
-    lower_standard_mrope,
-    lower_standard_rms_norm,
-)
+from rexthinker_edge.kernels.builder import Attribute
 from rexthinker_edge.runtime.errors import ConfigError
 
-NEWEST_OPSET = 20  # the newest that TensorRT 10.0 reads
+NEWEST_OPSET = (
+    19  # from 20 on GridSample's "bilinear" is called "linear", which TensorRT 10.1 takes for nearest
+)
 INLINE_BYTES = 1024  # smaller constants stand in the graph, where shape inference sees them
 FLOAT_STORED = (TensorProto.BFLOAT16, TensorProto.FLOAT16)
 NUMPY_TYPES = {
@@ -56,14 +53,20 @@ class Weight:
     @property
     def bytes(self) -> int:
         """Bytes of the value."""
-        return int(np.prod(self.shape, dtype=np.int64)) * helper.tensor_dtype_to_np_dtype(self.element).itemsize
+        return math.prod(self.shape) * np.dtype(helper.tensor_dtype_to_np_dtype(self.element)).itemsize
+
+
+Attributes = dict[str, Any]
+Lowering = Callable[["StandardGraph", list[str], Attributes], str]
 
 
 class StandardGraph:
-    """A graph being rewritten; a `Builder` for the lowerings. Make one with `standardise`."""
+    """A graph being rewritten; a `Builder` for the lowerings. Make one with
+    `standard_operators.standardise`."""
 
-    def __init__(self, path: Path) -> None:
-        """Read `path`, whose external data lies beside it."""
+    def __init__(self, path: Path, lowerings: Mapping[tuple[str, str], "Lowering"]) -> None:
+        """Take `path`, whose external data lies beside it; `lowerings` by domain and operator."""
+        self._lowerings = lowerings
         self._directory = path.parent
         self._source = onnx.load(path, load_external_data=False)
         self.name = path.name
@@ -131,7 +134,7 @@ class StandardGraph:
                 load_external_data_for_tensor(copy, str(self._directory))
             if copy.data_type == TensorProto.BFLOAT16:
                 return to_float32(np.frombuffer(copy.raw_data, np.uint16)).reshape(tuple(copy.dims))
-            array = numpy_helper.to_array(copy)
+            array: NDArray[Any] = numpy_helper.to_array(copy)
             return array.astype(np.float32) if copy.data_type == TensorProto.FLOAT16 else array
 
         element = TensorProto.FLOAT if tensor.data_type in FLOAT_STORED else tensor.data_type
@@ -143,11 +146,10 @@ class StandardGraph:
         if node.op_type == "Constant" and "value" in attributes:
             self.weights[node.output[0]] = self._weight(attributes["value"])
             return
-        if node.op_type == "Cast" and inputs[0] in self.weights and attributes["to"] == TensorProto.FLOAT:
-            if self.weights[inputs[0]].element == TensorProto.FLOAT:  # a stored bfloat16, widened by now
-                self._renamed[node.output[0]] = inputs[0]
-                return
-        lowering = LOWERINGS.get((node.domain, node.op_type))
+        if node.op_type == "Cast" and self._is_float(inputs[0]) and attributes["to"] == TensorProto.FLOAT:
+            self._renamed[node.output[0]] = inputs[0]  # a stored bfloat16, widened by now
+            return
+        lowering = self._lowerings.get((node.domain, node.op_type))
         if lowering is None:
             if node.domain not in ("", "ai.onnx"):
                 raise ConfigError(
@@ -162,6 +164,9 @@ class StandardGraph:
             return
         self._prefix = node.name or node.output[0]
         self._renamed[node.output[0]] = lowering(self, inputs, attributes)
+
+    def _is_float(self, name: str) -> bool:
+        return name in self.weights and self.weights[name].element == TensorProto.FLOAT
 
     def width(self, value: str) -> int:
         """The last axis of a value, inferred from the nodes so far.
@@ -179,7 +184,7 @@ class StandardGraph:
 
     def skeleton(self) -> onnx.ModelProto:
         """The graph with its small constants; large ones have type and shape, and no bytes."""
-        return self._model({name: None for name in self.weights})
+        return self._model(dict.fromkeys(self.weights))
 
     def _model(self, places: dict[str, tuple[str, int] | None]) -> onnx.ModelProto:
         tensors = []
@@ -212,103 +217,5 @@ class StandardGraph:
         path.write_bytes(self._model(places).SerializeToString())
 
 
-def standardise(path: Path) -> StandardGraph:
-    """Read a bundle's graph and rewrite it; see the module's contract.
-
-    Raises:
-        ConfigError: an operator has no lowering.
-    """
-    graph = StandardGraph(path)
-    graph.read()
-    return graph
-
-
 def _opset(model: onnx.ModelProto) -> int:
     return next(int(item.version) for item in model.opset_import if item.domain in ("", "ai.onnx"))
-
-
-Attributes = dict[str, Any]
-
-
-def _only(node: str, attributes: Attributes, **known: Any) -> Attributes:
-    """Attributes with defaults filled in; one that is not known is an error."""
-    if unknown := sorted(set(attributes) - set(known)):
-        raise ConfigError(
-            f"operator {node}: attribute {unknown[0]} is set, no lowering for this target honours it. "
-            "Export the bundle with this version."
-        )
-    return {**known, **attributes}
-
-
-def _rms_norm(graph: StandardGraph, inputs: list[str], attributes: Attributes) -> str:
-    chosen = _only("SimplifiedLayerNormalization", attributes, axis=-1, epsilon=1e-5, stash_type=1)
-    assert chosen["axis"] == -1, chosen
-    return lower_standard_rms_norm(graph, inputs[0], inputs[1], chosen["epsilon"])
-
-
-def _fused_matmul(graph: StandardGraph, inputs: list[str], attributes: Attributes) -> str:
-    chosen = _only("FusedMatMul", attributes, transA=0, transB=0, alpha=1.0, transBatchA=0, transBatchB=0)
-    assert (chosen["transA"], chosen["alpha"], chosen["transBatchA"], chosen["transBatchB"]) == (0, 1.0, 0, 0)
-    weight = graph.weights.get(inputs[1])
-    if weight is None or not chosen["transB"]:
-        return lower_standard_linear(graph, inputs[0], inputs[1], bool(chosen["transB"]))
-    return lower_standard_linear(graph, inputs[0], _transposed(graph, inputs[1], weight), False)
-
-
-def _transposed(graph: StandardGraph, name: str, weight: Weight) -> str:
-    """A constant turned when it is written: a Transpose less in every layer."""
-    turned = f"{name}.transposed"
-    graph.weights[turned] = Weight(weight.shape[::-1], weight.element, lambda: weight.read().T)
-    return turned
-
-
-def _matmul_nbits(graph: StandardGraph, inputs: list[str], attributes: Attributes) -> str:
-    chosen = _only("MatMulNBits", attributes, K=0, N=0, bits=4, block_size=0, accuracy_level=0)
-    codes, scales, *rest = inputs[1:]
-    zeros = rest[0] if rest and rest[0] else None
-    if any(rest[1:2]):
-        raise ConfigError(f"{graph.name}: MatMulNBits with a column order has no lowering for this target.")
-    stored = {name: graph.weights[name] for name in (codes, scales, zeros) if name}
-    rows, columns, block, bits = chosen["N"], chosen["K"], chosen["block_size"], chosen["bits"]
-
-    def read() -> NDArray[Any]:
-        blocks = -(-columns // block)
-        scale = stored[scales].read().reshape(rows, blocks)
-        middle = np.full((rows, blocks), 2 ** (bits - 1), np.uint8)
-        zero = middle if zeros is None else unpack(stored[zeros].read().reshape(rows, -1), bits, blocks)
-        wide = unpack(stored[codes].read().reshape(rows, blocks, -1), bits, block).reshape(rows, -1)
-        return dequantize(BlockWeight(wide, scale, zero, bits, block, columns)).T
-
-    name = f"{codes}.dequantised"
-    graph.weights[name] = Weight((columns, rows), TensorProto.FLOAT, read)
-    product = graph.node("MatMul", [inputs[0], name])
-    return graph.node("Add", [product, rest[2]]) if len(rest) > 2 and rest[2] else product
-
-
-def _mrope(graph: StandardGraph, inputs: list[str], attributes: Attributes) -> str:
-    chosen = _only(
-        "MRotaryEmbedding", attributes, mrope_section=[], num_heads=0, rotary_embedding_dim=0, interleaved=0
-    )
-    temporal, height, width = (int(count) for count in chosen["mrope_section"])
-    assert chosen["interleaved"] == 0, chosen
-    return lower_standard_mrope(
-        graph, inputs[0], inputs[1], inputs[2], inputs[3], (temporal, height, width), chosen["num_heads"]
-    )
-
-
-def _attention(graph: StandardGraph, inputs: list[str], attributes: Attributes) -> str:
-    chosen = _only("MultiHeadAttention", attributes, num_heads=0, mask_filter_value=-1e4)
-    query, key, value, bias, lengths, *more = [*inputs, "", "", ""][: max(5, len(inputs))]
-    if bias or any(more):
-        raise ConfigError(f"{graph.name}: MultiHeadAttention with more than key lengths has no lowering.")
-    width = graph.width(query)
-    return lower_standard_attention(graph, query, key, value, chosen["num_heads"], width, lengths or None)
-
-
-LOWERINGS: dict[tuple[str, str], Callable[[StandardGraph, list[str], Attributes], str]] = {
-    ("", "SimplifiedLayerNormalization"): _rms_norm,
-    (CONTRIB, "FusedMatMul"): _fused_matmul,
-    (CONTRIB, "MatMulNBits"): _matmul_nbits,
-    (CONTRIB, "MRotaryEmbedding"): _mrope,
-    (CONTRIB, "MultiHeadAttention"): _attention,
-}

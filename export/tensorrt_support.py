@@ -111,8 +111,16 @@ OPERATORS: dict[str, Supported] = {
     "Unsqueeze": Supported(ALL, (1,)),
     "Where": Supported(ALL),
 }
-"""The rows that pictures and text need; the published list says "no" to DynamicQuantizeLinear, MatMulInteger,
-QLinearMatMul, Unique, every sequence operator, and everything outside ONNX's own domain."""
+"""The rows that pictures and text need; the published list says "no" to DynamicQuantizeLinear,
+MatMulInteger, QLinearMatMul, Unique, every sequence operator, and everything outside ONNX's own domain."""
+
+
+DATA_INPUTS = {"ConstantOfShape": 0} | dict.fromkeys(
+    ("CumSum", "Expand", "Gather", "GatherElements", "GatherND", "Pad", "ReduceMax", "ReduceMean",
+     "ReduceMin", "ReduceProd", "ReduceSum", "Reshape", "Slice", "Split", "Squeeze", "Tile", "TopK", "Trilu", "Unsqueeze"),
+    1,
+)  # fmt: skip
+"""How many of an operator's inputs are data; the rest are indices, sizes, axes. All, where none is named."""
 
 
 @dataclass(frozen=True)
@@ -176,10 +184,7 @@ def _node_problems(node: NodeProto, facts: Facts) -> list[str]:
 
 def _data_inputs(node: NodeProto) -> list[int]:
     """Places whose type the list is about; indices, shapes and conditions are not."""
-    only = {"Gather": 1, "GatherElements": 1, "GatherND": 1, "Reshape": 1, "Expand": 1, "Slice": 1, "Split": 1,
-            "Squeeze": 1, "Unsqueeze": 1, "Tile": 1, "TopK": 1, "Pad": 1, "ReduceMax": 1, "ReduceMean": 1,
-            "ReduceMin": 1, "ReduceProd": 1, "ReduceSum": 1, "Trilu": 1, "CumSum": 1, "ConstantOfShape": 0}  # fmt: skip
-    count = only.get(node.op_type, len(node.input))
+    count = DATA_INPUTS.get(node.op_type, len(node.input))
     return [place for place in range(count) if node.input[place]]
 
 
@@ -197,8 +202,11 @@ def _topk(node: NodeProto, facts: Facts) -> list[str]:
 
 
 def _grid_sample(node: NodeProto, facts: Facts) -> list[str]:
-    rank = facts.ranks.get(node.input[0])
-    return [] if rank == 4 else [f"input has {rank} axes, 4 are needed"]
+    rank, mode = facts.ranks.get(node.input[0]), _attribute(node, "mode", b"bilinear")
+    found = [] if rank == 4 else [f"input has {rank} axes, 4 are needed"]
+    if mode not in (b"bilinear", b"nearest", b"bicubic"):  # the parser takes any other name for nearest
+        found.append(f"mode {mode!r}, the name of opset 16 to 19 is needed")
+    return found
 
 
 def _layer_norm(node: NodeProto, _facts: Facts) -> list[str]:

@@ -1,4 +1,4 @@
-"""The definitions of this folder in standard ONNX operators alone, for targets that know no others (TensorRT).
+"""The definitions of this folder in standard ONNX operators, for targets that know no others (TensorRT).
 
 Contract  Each equals the lowering of the same name without `standard_` in the operation's own file: same
           inputs, same value, up to float32 rounding. Axes and shapes are constants wherever the operation
