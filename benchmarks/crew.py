@@ -64,7 +64,7 @@ class _Worker:
 
     @classmethod
     def begin(cls, order: Order) -> None:
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+        end_with_parent()
         cls.subject = open_subject(order.subject, threads=1, device=order.device)
         cls.dataset = open_dataset(order.dataset, order.images)
         cls.plan = order.plan
@@ -76,7 +76,12 @@ class _Worker:
         return answer(cls.subject, cls.dataset, number, cls.plan, reference)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """From now on this process ends when the one that made it does."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
     parent = parent_process()
     if parent is not None:
         wait([parent.sentinel])

@@ -9,7 +9,6 @@ Contract  Greedy decoding, the same prompt words, pixels and reader of answers f
 Elsewhere a checkpoint through transformers: checkpoint_subject.py; asking a whole dataset: runs.py.
 """
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,13 +22,12 @@ from rexthinker_edge.calibration.records import Box
 from rexthinker_edge.runtime import prompt
 from rexthinker_edge.runtime.answer import Status
 from rexthinker_edge.runtime.boxes import to_resized_px
-from rexthinker_edge.runtime.bundle import open_bundle
 from rexthinker_edge.runtime.decoder import place_image
 from rexthinker_edge.runtime.errors import OptionError
 from rexthinker_edge.runtime.image import Source, read_picture
 from rexthinker_edge.runtime.positions import mrope_positions, text_positions
 from rexthinker_edge.runtime.qwen_pixels import PixelLimits, qwen_pixels
-from rexthinker_edge.runtime.thinker import Thinker, load, small_bundle
+from rexthinker_edge.runtime.thinker import Thinker, load
 
 FORCE_CHUNK = 64  # tokens whose logits are held at once: 64 x 152,000 float32 are 39 MB
 DTYPES = ("fp32", "bf16")
@@ -64,6 +62,7 @@ class Subject(ABC):
 
     name: str
     identity: dict[str, Any]
+    details: dict[str, Any]  # how it runs here
 
     @abstractmethod
     def ask(self, question: Question) -> Reply:
@@ -84,6 +83,8 @@ class BundleSubject(Subject):
         self.name = name or bundle["name"]
         self.identity = {"kind": "bundle", "name": bundle["name"], "digest": bundle["digest"]}
         self.details = {key: described[key] for key in ("quantisation", "device", "threads", "onnxruntime")}
+        files = thinker._bundle.manifest.files
+        self.details["bytes"] = sum(entry.bytes for entry in files.values())
 
     def ask(self, question: Question) -> Reply:
         """Look and refer, as a caller does."""
@@ -155,10 +156,3 @@ def open_subject(spec: str, threads: int | None = None, device: str = "cpu") -> 
     from rexthinker_edge.benchmarks.checkpoint_subject import CheckpointSubject  # noqa: PLC0415
 
     return CheckpointSubject(path, dtype or "fp32", threads)
-
-
-def describe_spec(spec: str) -> str:
-    """A short name of a subject for tables, without opening it."""
-    if spec == "small":
-        return open_bundle(small_bundle()).manifest.name
-    return os.path.basename(os.path.normpath(spec))

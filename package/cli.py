@@ -26,6 +26,7 @@ class Verb:
 
 VERBS = {
     "bench": Verb("Measure speed and memory of a bundle on this machine."),
+    "compare": Verb("Tell what a bundle loses against a checkpoint or another bundle.", "export"),
     "data": Verb("Make and inspect data sets."),
     "evaluate": Verb("Tell how good a bundle, a checkpoint or predictions are on a dataset.", "export"),
     "export": Verb("Make a bundle of checkpoints.", "export"),

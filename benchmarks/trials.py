@@ -1,0 +1,109 @@
+"""Runs each of several subjects over the same items, one after another, each in a process of its own.
+
+Contract  One subject is in memory at a time, so its peak is its own and a large reference leaves before the
+          next comes. The first is the reference: its answers and their likeliest tokens lead the others.
+          Every run is a file that goes on where it was stopped.
+Elsewhere one run: runs.py; what comes of them: comparison.py.
+"""
+
+import resource
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from rexthinker_edge.benchmarks.comparison import Subjected
+from rexthinker_edge.benchmarks.crew import Crew, Order, end_with_parent
+from rexthinker_edge.benchmarks.meter import Meter
+from rexthinker_edge.benchmarks.run_file import read_run
+from rexthinker_edge.benchmarks.runs import Plan, Reference, run
+from rexthinker_edge.benchmarks.subjects import open_subject
+from rexthinker_edge.calibration.openers import open_dataset
+from rexthinker_edge.calibration.records import Problem
+from rexthinker_edge.runtime.errors import DeviceError
+
+KEPT = 64  # likeliest tokens kept of the reference, per token
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What all subjects are asked, and how."""
+
+    dataset: str
+    images: str | None
+    numbers: range
+    boxes: str = "given"
+    workers: int = 1
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a subject's process tells about itself."""
+
+    name: str
+    identity: dict[str, Any]
+    details: dict[str, Any]
+    peak_bytes: int | None
+    problems: tuple[Problem, ...]
+
+
+def hold(specs: Sequence[str], trial: Trial, folder: Path) -> tuple[list[Subjected], list[Problem]]:
+    """Run every subject; the first is the reference.
+
+    Args:
+        folder: for the runs; made when it is not there.
+
+    Raises:
+        DeviceError: a subject's process was killed, most likely for memory.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    subjects, problems = list[Subjected](), dict[Problem, None]()
+    for place, spec in enumerate(specs):
+        path = folder / f"{place}.jsonl"
+        plan = Plan(boxes=trial.boxes, keep_top=KEPT if place == 0 and trial.boxes == "given" else 0)
+        leads = place > 0 and trial.boxes == "given"
+        order = Order(spec, trial.dataset, trial.images, plan, folder / "0.jsonl" if leads else None)
+        told = _in_process(order, trial, path)
+        wanted = set(trial.numbers)
+        items = [item for item in read_run(path)[1] if item.number in wanted]
+        name = told.name if told.name not in [s.name for s in subjects] else f"{told.name} ({place + 1})"
+        given = trial.boxes == "given"
+        subjects.append(Subjected(name, told.identity, told.details, items, told.peak_bytes, given))
+        problems |= dict.fromkeys(told.problems)
+    return subjects, list(problems)
+
+
+def _in_process(order: Order, trial: Trial, path: Path) -> Told:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
+        try:
+            return pool.submit(_hold_one, order, trial, path).result()
+        except BrokenProcessPool as error:
+            raise DeviceError(
+                f"{order.subject}: its process was killed, most likely for memory. "
+                "Free some, or use a larger machine; the run goes on where it was."
+            ) from error
+
+
+def _hold_one(order: Order, trial: Trial, path: Path) -> Told:
+    """In the subject's own process."""
+    with ExitStack() as stack:
+        dataset = stack.enter_context(open_dataset(trial.dataset, trial.images))
+        threads = 1 if trial.workers > 1 else trial.threads
+        subject = open_subject(order.subject, threads=threads, device=order.device)
+        reference = Reference(order.reference) if order.reference else None
+        crew = stack.enter_context(Crew(order, trial.workers)) if trial.workers > 1 else None
+        meter = stack.enter_context(Meter(subject.name, len(trial.numbers)))
+        finished = run(subject, dataset, trial.numbers, path, order.plan, meter, reference, crew)
+        peak = None if crew else _peak_bytes()
+        return Told(subject.name, subject.identity, subject.details, peak, tuple(finished.problems))
+
+
+def _peak_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

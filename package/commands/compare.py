@@ -1,0 +1,110 @@
+"""`rexthinker-edge compare`: what one bundle loses against another, or against the checkpoint it was made of.
+
+Contract  With --json standard output is one JSON object, else Markdown. Exit code 0, or 6 when --max-drop,
+          --max-flips or --min-same-top is given and not met: what fails is on standard error.
+Elsewhere the runs: benchmarks/trials.py; the figures: benchmarks/comparison.py; the gate: benchmarks/gate.py.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rexthinker_edge.commands.judging import chosen_numbers, tell_problems, write_json
+from rexthinker_edge.runtime.errors import OptionError
+
+PATH = click.Path(path_type=Path)
+
+
+class Share(click.ParamType):  # type: ignore[type-arg]
+    """ "2%" or "0.02"."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """As a fraction from 0 to 1."""
+        if isinstance(value, float):
+            return value
+        text = str(value).strip()
+        try:
+            number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            number = -1.0
+        if not 0 <= number <= 1:
+            self.fail(f"{value!r}: a share such as 2% or 0.02 is needed.", param, ctx)
+        return number
+
+
+@click.command("compare")
+@click.argument("subjects", nargs=-1, required=True)
+@click.option("--dataset", "spec", default="workbench:easy", show_default=True, help="As for evaluate.")
+@click.option("--images", type=PATH, help="Where the pictures are, when not beside the file.")
+@click.option("--boxes", type=click.Choice(["given", "detector"]), default="given", show_default=True)
+@click.option("--start", type=click.IntRange(min=0), default=0, show_default=True, help="First record.")
+@click.option("--count", type=click.IntRange(min=1), help="How many records; all when left out.")
+@click.option(
+    "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that ask."
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Cores of one process; all when left out.")
+@click.option("--max-drop", type=click.FloatRange(min=0), help="Gate: DensityF1 points that may be lost.")
+@click.option("--max-flips", type=Share(), help="Gate: answers that may change, such as 2%.")
+@click.option("--min-same-top", type=Share(), help="Gate: tokens that must be chosen alike, such as 99%.")
+@click.option(
+    "--out", type=PATH, help="Keep the runs in this folder, and go on from it.  [default: runs/compare-…]"
+)
+@click.option("--report", type=PATH, help="Write the comparison as JSON.")
+@click.option("--markdown", "markdown_path", type=PATH, help="Write the comparison as Markdown.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def compare(subjects: tuple[str, ...], spec: str, images: Path | None, **options: Any) -> int:
+    """Ask SUBJECTS the same questions; the first is the reference.
+
+    A subject is `small`, a bundle's directory, or a checkpoint's with its number format: DIR@fp32, DIR@bf16.
+    """
+    from rexthinker_edge.benchmarks.comparison import compare as compare_runs  # noqa: PLC0415
+    from rexthinker_edge.benchmarks.comparison_text import markdown  # noqa: PLC0415
+    from rexthinker_edge.benchmarks.gate import EXIT_CODE, Gate  # noqa: PLC0415
+    from rexthinker_edge.benchmarks.trials import Trial, hold  # noqa: PLC0415
+    from rexthinker_edge.calibration.openers import open_dataset  # noqa: PLC0415
+
+    if len(subjects) < 2:
+        raise click.UsageError("two subjects or more are needed, the reference first.")
+    boxes = options["boxes"]
+    if boxes == "detector" and any("@" in subject for subject in subjects):
+        raise click.UsageError("--boxes detector: a checkpoint has no detector. Compare bundles alone.")
+    with open_dataset(spec, images) as dataset:
+        spec, numbers = dataset.spec, chosen_numbers(dataset, options["start"], options["count"])
+    place = None if images is None else str(images)
+    trial = Trial(spec, place, numbers, boxes, options["workers"], options["threads"])
+    runs, problems = hold(subjects, trial, options["out"] or _folder(subjects, trial))
+    tell_problems(problems)
+    gate = Gate(options["max_drop"], options["max_flips"], options["min_same_top"])
+    told = {"dataset": spec, "records": [numbers.start, numbers.stop], **compare_runs(runs)}
+    told |= {"problems": list(map(str, problems)), "gate": gate.judge(told)}
+    if options["report"] is not None:
+        write_json(options["report"], told)
+    text = markdown(told)
+    if options["markdown_path"] is not None:
+        _write_text(options["markdown_path"], text)
+    click.echo(json.dumps(told, ensure_ascii=False) if options["as_json"] else text, nl=options["as_json"])
+    for failure in told["gate"]["failures"]:
+        click.echo(f"gate: {failure}", err=True)
+    return 0 if told["gate"]["passed"] else EXIT_CODE
+
+
+def _folder(subjects: tuple[str, ...], trial: Any) -> Path:
+    """A folder for the same subjects, by where they are, on the same data; the files check what they are."""
+    places = [subject if subject == "small" else str(Path(subject).absolute()) for subject in subjects]
+    spec = trial.dataset.rpartition(":")[0] if trial.dataset.startswith("workbench:") else trial.dataset
+    key = json.dumps([places, spec, trial.images, trial.boxes])
+    return Path("runs") / f"compare-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OptionError(
+            f"{path}: cannot be written ({error.strerror}), a writable place is needed. Choose another."
+        ) from error
