@@ -10,6 +10,7 @@ Source    docs/sources.md#safetensors
 """
 
 import json
+import mmap
 import operator
 import struct
 from collections.abc import Callable, Iterable
@@ -34,6 +35,7 @@ NUMPY_TYPES: dict[str, type[np.generic]] = {
     "float16": np.float16,
     "bfloat16": np.uint16,
     "uint8": np.uint8,
+    "int8": np.int8,
     "int64": np.int64,
     "int32": np.int32,
 }
@@ -77,6 +79,7 @@ class Checkpoint:
         self.directory = directory
         self._tensors: dict[str, Tensor] = {}
         self._used: set[str] = set()
+        self._last: Tensor | None = None
         self._progress = progress
         for path, expected in _files(directory):
             stored = _read_safetensors(path)
@@ -88,31 +91,64 @@ class Checkpoint:
                 )
             self._tensors |= {_older_name(name): tensor for name, tensor in stored.items()}
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._tensors
+    @property
+    def bytes(self) -> int:
+        """Of all tensors."""
+        return sum(tensor.raw.nbytes for tensor in self._tensors.values())
 
-    def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The tensor `name`; CheckpointError when it is missing or not of `shape`."""
+    def names(self, prefix: str) -> list[str]:
+        """Tensors whose name begins so, in order of name."""
+        return sorted(name for name in self._tensors if name.startswith(prefix))
+
+    def shape_and_bytes(self, name: str) -> tuple[tuple[int, ...], int]:
+        """Shape and stored bytes of a tensor, without counting it as used; CheckpointError when missing."""
+        found = self._find(name)
+        return found.shape, found.raw.nbytes
+
+    def _find(self, name: str) -> Tensor:
         if name not in self._tensors:
             raise CheckpointError(
                 f"{self.directory.name}: no tensor {name!r}, which this configuration needs. "
                 "Is config.json the checkpoint's own?"
             )
-        found = self._tensors[name]
+        return self._tensors[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The tensor `name`; CheckpointError when it is missing or not of `shape`."""
+        found = self._find(name)
         if found.shape != shape:
             raise CheckpointError(
                 f"{self.directory.name}: tensor {name!r} has shape {list(found.shape)}, "
                 f"the configuration needs {list(shape)}. Is config.json the checkpoint's own?"
             )
         self._used.add(name)
+        self._release()
+        self._last = found
         if self._progress is not None:
             done = sum(self._tensors[used].raw.nbytes for used in self._used)
             self._progress(name, done, sum(tensor.raw.nbytes for tensor in self._tensors.values()))
         return found
 
-    def refuse_unused(self, allowed: Iterable[str] = ()) -> None:
-        """CheckpointError when a tensor was never asked for: a model read in part is another model."""
-        rest = sorted(self._tensors.keys() - self._used - set(allowed))
+    def _release(self) -> None:
+        """Give the memory of the tensor asked for before back: its pages are read again where it is kept."""
+        if self._last is not None and hasattr(mmap, "MADV_DONTNEED"):
+            release_pages(self._last.raw)
+
+    def refuse_unused(self, allowed: Iterable[str] = (), prefix: str = "", but: str | None = None) -> None:
+        """CheckpointError when a tensor was never asked for: a model read in part is another model.
+
+        Args:
+            prefix: look only at tensors whose name begins so.
+            but: and does not begin so.
+        """
+        rest = sorted(
+            name
+            for name in self._tensors.keys() - self._used - set(allowed)
+            if name.startswith(prefix) and not (but and name.startswith(but))
+        )
         if rest:
             raise CheckpointError(
                 f"{self.directory.name}: {len(rest)} tensors have no place in this architecture, "
@@ -176,7 +212,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             raise CheckpointError(problem % "the header is no JSON") from error
     if not isinstance(header, dict):
         raise CheckpointError(problem % "the header is no object")
-    mapped = np.memmap(path, np.uint8, mode="r")[8 + length :]
+    mapped: NDArray[np.uint8] = np.memmap(path, np.uint8, mode="r")[8 + length :]
     tensors = {}
     for name, entry in header.items():
         if name != "__metadata__":
@@ -201,6 +237,20 @@ def _read_entry(name: str, entry: Any, mapped: NDArray[np.uint8], problem: str) 
     if not inside or stop - start != _bytes(shape, numpy_type):
         raise CheckpointError(problem % f"tensor {name!r} lies outside the file")
     return Tensor(name, dtype, shape, mapped[start:stop])
+
+
+def release_pages(view: NDArray[np.uint8]) -> None:
+    """Let the system drop the whole pages of a view into a mapped file from this process's memory."""
+    mapping = view
+    while isinstance(mapping.base, np.ndarray):
+        mapping = mapping.base
+    if not isinstance(mapping.base, mmap.mmap):
+        return
+    begin = view.ctypes.data - mapping.ctypes.data
+    start = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+    stop = (begin + view.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if stop > start:
+        mapping.base.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
 
 def _bytes(shape: tuple[int, ...], numpy_type: type[np.generic]) -> int:

@@ -1,16 +1,19 @@
 """Which parts of an export are finished, so that an interrupted one goes on where it stopped.
 
-Layout    `.NAME.work/journal.json` beside the bundle NAME: {fingerprint, parts: {part: {value, files}}}, where
-          files gives every file's size and SHA-256; `lock` beside it is held while an export runs.
+Layout    `.NAME.work/journal.json` beside the bundle NAME: {fingerprint, parts: {part: {depends, value,
+          files}}}, where files gives every file's size and SHA-256; `lock` beside it is held while an export
+          runs.
 Contract  A part is entered after its files are on disk and hashed, in one rename: a journal never promises
-          what is not there. A part whose files differ from their entry is made again. A journal is used
-          only where its fingerprint (options, program version, source files) is the same in every point.
+          what is not there. A part is made again where its files differ from their entry, or the options
+          that it depends on have changed. A journal is used only where its fingerprint (program version,
+          source files) is the same in every point.
 Elsewhere the parts: pipeline.py; the directory they fill: runtime/bundle.py.
 """
 
 import hashlib
 import json
 import os
+import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,8 +33,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PartEntry:
-    """A finished part: what it returned, as JSON, and its files."""
+    """A finished part: the options it was made with, what it returned, as JSON, and its files."""
 
+    depends: dict[str, Any]
     value: dict[str, Any]
     files: dict[str, FileEntry]
 
@@ -45,11 +49,11 @@ class Journal:
         Args:
             work: the journal's own directory, made when missing.
             staging: where the parts' files lie.
-            fingerprint: plain JSON values that decide the result.
-            resume: keep the parts that an earlier run finished.
+            fingerprint: plain JSON values that every part depends on.
+            resume: keep the parts that an earlier run finished; without one there is nothing to keep.
 
         Raises:
-            OptionError: `resume`, and the earlier run was another export or left no readable journal.
+            OptionError: `resume`, and the earlier run read other files or left no readable journal.
         """
         self.work, self.staging = work, staging
         self.fingerprint: dict[str, Any] = json.loads(json.dumps(fingerprint))
@@ -59,16 +63,22 @@ class Journal:
             self.parts = self._read()
         self._write()
 
-    def part(self, name: str, kind: type[T], owns: tuple[str, ...], make: Callable[[], T]) -> T:
+    def part(
+        self, name: str, kind: type[T], owns: tuple[str, ...], depends: Mapping[str, Any],
+        make: Callable[[], T],
+    ) -> T:  # fmt: skip
         """What `make` returns, from the journal where the part is finished and its files are intact.
 
         Args:
             kind: the dataclass it returns.
             owns: the part's files begin with one of these; leftovers are removed before `make`.
+            depends: the options that decide the part, plain JSON values.
         """
+        wanted = json.loads(json.dumps(depends))
         entry = self.parts.get(name)
-        if entry is not None and self._intact(entry):
+        if entry is not None and entry.depends == wanted and self._intact(entry):
             return to_dataclass(kind, entry.value)
+        self.parts.pop(name, None)
         for file in self._files(owns):
             file.unlink()
         made = make()
@@ -77,9 +87,16 @@ class Journal:
             flush(file)
             files[file.name] = FileEntry(file.stat().st_size, file_sha256(file))
         flush(self.staging)
-        self.parts[name] = PartEntry(to_json(made), files)
+        self.parts[name] = PartEntry(wanted, to_json(made), files)
         self._write()
         return made
+
+    def keep_only_finished(self) -> None:
+        """Remove what an interrupted run left in the staging directory beside its finished parts."""
+        known = self.entries()
+        for item in self.staging.iterdir():
+            if item.name not in known:
+                shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
 
     def entries(self) -> dict[str, FileEntry]:
         """Sizes and hashes of all files of all finished parts."""
@@ -103,6 +120,7 @@ class Journal:
             before = value["fingerprint"]
             parts = {
                 name: PartEntry(
+                    part["depends"],
                     part["value"],
                     {file: to_dataclass(FileEntry, entry) for file, entry in part["files"].items()},
                 )
@@ -113,7 +131,7 @@ class Journal:
         if before != self.fingerprint:
             raise OptionError(
                 f"--resume: the interrupted export had {difference(before, self.fingerprint)}; the same "
-                f"options and unchanged checkpoints are needed. {afresh}"
+                f"program and unchanged checkpoints are needed. {afresh}"
             )
         return parts
 
@@ -127,6 +145,14 @@ class Journal:
         flush(fresh)
         fresh.replace(self.work / JOURNAL)
         flush(self.work)
+
+
+def has_parts(work: Path) -> bool:
+    """Whether the journal there has a finished part."""
+    try:
+        return bool(json.loads((work / JOURNAL).read_text("utf-8"))["parts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def difference(before: object, now: object, where: str = "") -> str:

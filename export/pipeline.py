@@ -1,28 +1,40 @@
 """From two checkpoints to one bundle.
 
 Contract  The bundle is filled beside its place and renamed into it when everything, the golden self-test
-          included, has succeeded: a failure leaves what stood there before. Tensors are written one by one,
-          so memory stays near the largest of them. A tensor that is not used makes the export fail.
-Elsewhere the graphs: decoder_graph.py, vision_graph.py, detector_graph.py; the manifest: runtime/bundle.py.
+          included, has succeeded: a failure leaves what stood there before. Work is done in parts; a finished
+          part is journalled, and `resume` goes on behind it. Tensors are written one by one, so memory stays
+          near the largest of them. A tensor that is not used makes the export fail.
+Elsewhere the graphs: decoder_graph.py, vision_graph.py, detector_graph.py; the manifest: runtime/bundle.py;
+          finished parts: journal.py; what it will take: plan.py.
 """
 
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from rexthinker_edge.export.checkpoint import Checkpoint
 from rexthinker_edge.export.config import ModelConfig, TextConfig, read_config
 from rexthinker_edge.export.decoder_graph import write_decoder
-from rexthinker_edge.export.detector_graph import write_detector
+from rexthinker_edge.export.detector_graph import read_geometry, write_detector
+from rexthinker_edge.export.embeddings import EmbeddingPrecision, write_embeddings
 from rexthinker_edge.export.golden import record_answers, write_pictures
+from rexthinker_edge.export.journal import Journal, has_parts, held, source_fingerprint
 from rexthinker_edge.export.quantize import IntegerRecipe, Precision, choose_block
 from rexthinker_edge.export.source_files import model_card, read_settings, read_tokens
 from rexthinker_edge.export.vision_graph import write_vision
+from rexthinker_edge.export.plan import ExportPlan, check_disk, existing_parent, plan_export
 from rexthinker_edge.runtime import bundle as bundles
-from rexthinker_edge.runtime.bundle import FORMAT_VERSION, Manifest, seal, staged
+from rexthinker_edge.runtime.bundle import FORMAT_VERSION, Golden, Manifest, check_target, seal, staged
+from rexthinker_edge.runtime.decoder import DecoderGeometry
+from rexthinker_edge.runtime.detector import DetectorGeometry
 from rexthinker_edge.runtime.errors import OptionError
+from rexthinker_edge.runtime.strict_json import to_json
+from rexthinker_edge.runtime.vision import VisionGeometry
 
 DEFAULT_MAX_LENGTH = 8192
 Progress = Callable[[str, int, int], None]  # what is done now, bytes done, bytes in all
@@ -33,11 +45,16 @@ class ExportOptions:
     """What the caller may choose.
 
     Attributes:
-        precision: of the decoder; vision tower and detector keep their weights.
+        precision: of the decoder.
         max_length: positions, prompt and answer together; None: 8,192 or the model's limit, if lower.
         block: columns that share an int4 scale, 16 to 256; None: 128 where it fits, else 32.
         accuracy_level: of MatMulNBits, 0 (float32 activations) or 4 (int8 activations, faster).
+        head_bits: of the output layer where the decoder is in integers, 4 or 8.
+        embeddings: of the token table: as stored, or int8 with a scale a row.
+        golden_questions: how many self-tests the bundle carries, 0 to 3; recording them asks the new bundle.
+        golden_tokens: most tokens of a self-test's answer; None: the model's own limit.
         overwrite: replace a bundle that stands at the target.
+        resume: go on behind the parts that an interrupted export of the same options finished.
         name, source, revision, licence, notice: the model card; None: as the checkpoint says.
     """
 
@@ -45,12 +62,39 @@ class ExportOptions:
     max_length: int | None = None
     block: int | None = None
     accuracy_level: int = 4
+    head_bits: int = 8
+    embeddings: EmbeddingPrecision = EmbeddingPrecision.KEPT
+    golden_questions: int = 3
+    golden_tokens: int | None = None
     overwrite: bool = False
+    resume: bool = False
     name: str | None = None
     source: str | None = None
     revision: str | None = None
     licence: str | None = None
     notice: str | None = None
+
+
+@dataclass(frozen=True)
+class GoldenAnswers:
+    """The self-test, as the journal keeps it."""
+
+    answers: tuple[Golden, ...]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One export under way: sources, choices and where its files go."""
+
+    vlm_dir: Path
+    detector_dir: Path
+    partial: Path
+    journal: Journal
+    options: ExportOptions
+    config: ModelConfig
+    checkpoint: Checkpoint
+    recipe: IntegerRecipe | None
+    max_pixels: int
 
 
 def export_bundle(
@@ -64,8 +108,9 @@ def export_bundle(
 
     Raises:
         ConfigError, CheckpointError: a checkpoint cannot be honoured.
-        OptionError: an option does not fit the model.
-        BundleError: the target exists and may not be replaced.
+        OptionError: an option does not fit the model, or there is nothing such to resume.
+        BundleError: the target exists and may not be replaced, the disk is too small, or another export to
+            the same place is running.
     """
     config = read_config(vlm_dir)
     prompt, card = read_settings(vlm_dir)
@@ -74,23 +119,97 @@ def export_bundle(
     tokens = read_tokens(vlm_dir, config)
     length, recipe = chosen_length(config, options), chosen_recipe(config.text, options)
     checkpoint = Checkpoint(vlm_dir, progress)
-    with staged(out_dir, overwrite=options.overwrite) as partial:
-        vision = write_vision(checkpoint, config.vision, partial, prompt.max_pixels)
-        decoder = write_decoder(checkpoint, config.text, partial, length, recipe)
-        # A tied checkpoint may state the shared table a second time.
-        checkpoint.refuse_unused(["lm_head.weight"] if config.text.tied else [])
-        detector = write_detector(detector_dir, partial / bundles.DETECTOR)
-        shutil.copyfile(vlm_dir / "tokenizer.json", partial / bundles.TOKENIZER)
-        shutil.copyfile(detector_dir / "tokenizer.json", partial / bundles.DETECTOR_TOKENIZER)
-        pictures = write_pictures(partial)
+    plan = plan_export(checkpoint, detector_dir, config.text, recipe, options.embeddings, length)
+    sources = {"checkpoint": source_fingerprint(vlm_dir), "detector": source_fingerprint(detector_dir)}
+    with _staging(out_dir.absolute(), options, sources) as (partial, journal):
+        check_disk(plan, partial, sum(entry.bytes for entry in journal.entries().values()))
+        work = _Work(
+            vlm_dir, detector_dir, partial, journal, options, config, checkpoint, recipe, prompt.max_pixels
+        )
+        decoder, detector, vision = _decoder(work, length), _detector(work), _vision(work)
         manifest = Manifest(
             format_version=FORMAT_VERSION, name=card.name, model=card, prompt=prompt, tokens=tokens,
             vision=vision, decoder=decoder, detector=detector, files={},
             quantisation=described(recipe, decoder.embedding_dtype),
             calibration=None, targets=("cpu",), golden=(),
         )  # fmt: skip
-        seal(partial, manifest)
-        return seal(partial, replace(manifest, golden=record_answers(partial, pictures)))
+        golden = _golden(work, manifest)
+        return seal(partial, replace(manifest, golden=golden.answers), journal.entries())
+
+
+@contextmanager
+def _staging(
+    out_dir: Path, options: ExportOptions, sources: dict[str, Any]
+) -> Iterator[tuple[Path, Journal]]:
+    """The directory to fill and the journal of what is in it; both stay behind where a part was finished."""
+    work_dir = out_dir.with_name(f".{out_dir.name}.work")
+    fingerprint = {
+        "version": version("rexthinker-edge"), "format": FORMAT_VERSION, **sources
+    }  # fmt: skip
+    check_target(out_dir, options.overwrite)
+    with held(work_dir):
+        partial, finished = out_dir, False
+        try:
+            with staged(out_dir, overwrite=options.overwrite, keep=True) as partial:
+                journal = Journal(work_dir, partial, fingerprint, options.resume)
+                journal.keep_only_finished()
+                yield partial, journal
+            finished = True
+        finally:
+            if finished or not has_parts(work_dir):
+                shutil.rmtree(work_dir, ignore_errors=True)
+                if partial != out_dir:
+                    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _decoder(work: _Work, length: int) -> DecoderGeometry:
+    def make() -> DecoderGeometry:
+        text = work.config.text
+        made = write_decoder(work.checkpoint, text, work.partial, length, work.recipe)
+        # A tied checkpoint may state the shared table a second time.
+        work.checkpoint.refuse_unused(["lm_head.weight"] if text.tied else [], but="visual.")
+        if work.options.embeddings is EmbeddingPrecision.KEPT:
+            return made
+        table = work.checkpoint.tensor("model.embed_tokens.weight", (text.vocab, text.hidden))
+        stored = write_embeddings(table, work.partial / bundles.EMBEDDINGS, work.options.embeddings)
+        return replace(made, embedding_dtype=stored)
+
+    depends = {
+        "recipe": None if work.recipe is None else asdict(work.recipe), "length": length,
+        "embeddings": work.options.embeddings,
+    }  # fmt: skip
+    return work.journal.part("decoder", DecoderGeometry, (bundles.DECODER, bundles.EMBEDDINGS), depends, make)
+
+
+def _detector(work: _Work) -> DetectorGeometry:
+    def make() -> DetectorGeometry:
+        made = write_detector(work.detector_dir, work.partial / bundles.DETECTOR)
+        shutil.copyfile(work.vlm_dir / "tokenizer.json", work.partial / bundles.TOKENIZER)
+        shutil.copyfile(work.detector_dir / "tokenizer.json", work.partial / bundles.DETECTOR_TOKENIZER)
+        return made
+
+    owns = (bundles.DETECTOR, bundles.TOKENIZER, bundles.DETECTOR_TOKENIZER)
+    return work.journal.part("detector", DetectorGeometry, owns, {}, make)
+
+
+def _vision(work: _Work) -> VisionGeometry:
+    def make() -> VisionGeometry:
+        made = write_vision(work.checkpoint, work.config.vision, work.partial, work.max_pixels)
+        work.checkpoint.refuse_unused(prefix="visual.")
+        return made
+
+    return work.journal.part("vision", VisionGeometry, (bundles.VISION,), {"pixels": work.max_pixels}, make)
+
+
+def _golden(work: _Work, manifest: Manifest) -> GoldenAnswers:
+    def make() -> GoldenAnswers:
+        pictures = write_pictures(work.partial, work.options.golden_questions)
+        seal(work.partial, manifest, work.journal.entries())
+        return GoldenAnswers(record_answers(work.partial, pictures, work.options.golden_tokens))
+
+    depends = {"manifest": to_json(manifest), "files": to_json(work.journal.entries())}
+    depends |= {"questions": work.options.golden_questions, "tokens": work.options.golden_tokens}
+    return work.journal.part("golden", GoldenAnswers, ("golden-",), depends, make)
 
 
 def check_checkpoint(vlm_dir: Path, scratch: Path) -> ModelConfig:
@@ -112,6 +231,22 @@ def check_checkpoint(vlm_dir: Path, scratch: Path) -> ModelConfig:
     return config
 
 
+def plan_bundle(vlm_dir: Path, detector_dir: Path, out_dir: Path, options: ExportOptions) -> ExportPlan:
+    """What `export_bundle` with the same arguments will take.
+
+    Raises:
+        ConfigError, CheckpointError, OptionError: as it.
+        BundleError: the disk of `out_dir` is too small.
+    """
+    config = read_config(vlm_dir)
+    read_geometry(detector_dir)
+    length, recipe = chosen_length(config, options), chosen_recipe(config.text, options)
+    checkpoint = Checkpoint(vlm_dir)
+    plan = plan_export(checkpoint, detector_dir, config.text, recipe, options.embeddings, length)
+    check_disk(plan, existing_parent(out_dir))
+    return plan
+
+
 def chosen_length(config: ModelConfig, options: ExportOptions) -> int:
     """Positions of the rotary table; OptionError when the model cannot count so far."""
     limit = config.text.max_position_embeddings
@@ -128,13 +263,22 @@ def chosen_length(config: ModelConfig, options: ExportOptions) -> int:
 def chosen_recipe(config: TextConfig, options: ExportOptions) -> IntegerRecipe | None:
     """How the decoder's weights are rounded; None keeps them. OptionError on a block MatMulNBits has not."""
     if options.precision is Precision.FP32:
+        if options.embeddings is not EmbeddingPrecision.KEPT and config.tied:
+            raise OptionError(
+                f"embeddings: {options.embeddings.value}, but the fp32 output layer is the same table. Give "
+                "--precision int4, or keep the embeddings."
+            )
         return None
     block = options.block or choose_block([config.hidden, config.intermediate])
     if block not in (16, 32, 64, 128, 256):
         raise OptionError(f"block: {block}, needed 16, 32, 64, 128 or 256. Leave it out for the usual one.")
     if options.accuracy_level not in (0, 4):
         raise OptionError(f"accuracy_level: {options.accuracy_level}, needed 0 or 4. Leave it out for 4.")
-    return IntegerRecipe(block=block, accuracy_level=options.accuracy_level)
+    if options.head_bits not in (4, 8):
+        raise OptionError(f"head_bits: {options.head_bits}, needed 4 or 8. Leave it out for 8.")
+    return IntegerRecipe(
+        block=block, accuracy_level=options.accuracy_level, head_bits=options.head_bits
+    )
 
 
 def described(recipe: IntegerRecipe | None, stored: str) -> dict[str, str]:

@@ -34,7 +34,9 @@ MAX_MANIFEST_BYTES = 1_000_000
 ALWAYS_HASHED_BYTES = 1_000_000
 
 DETECTOR, VISION, DECODER = "detector.onnx", "vision.onnx", "decoder.onnx"
+DETECTOR_TEXT = "detector-text.onnx"  # of every bundle whose detector has tables
 EMBEDDINGS = "embeddings.bin"
+DRAFT = "draft.bin"  # optional: what usually comes next
 TOKENIZER, DETECTOR_TOKENIZER = "tokenizer.json", "detector-tokenizer.json"
 REQUIRED = (DETECTOR, VISION, DECODER, EMBEDDINGS, TOKENIZER, DETECTOR_TOKENIZER)
 
@@ -185,15 +187,7 @@ def staged(target: str | os.PathLike[str], overwrite: bool = False, keep: bool =
         BundleError: the target exists and may not be replaced.
     """
     target = Path(target).absolute()
-    old = target.with_name(f".{target.name}.old")
-    if not target.exists() and (old / MANIFEST).is_file():
-        old.rename(target)  # the machine stopped between the two renames that replace a bundle
-    if target.exists() and not (overwrite and ((target / MANIFEST).is_file() or not any(target.iterdir()))):
-        _fail(
-            target,
-            "exists already, a new place is needed",
-            "Name another directory, or allow overwriting a bundle.",
-        )
+    check_target(target, overwrite)
     partial = target.with_name(f".{target.name}.partial")
     if not keep:
         shutil.rmtree(partial, ignore_errors=True)
@@ -205,6 +199,19 @@ def staged(target: str | os.PathLike[str], overwrite: bool = False, keep: bool =
     finally:
         if not keep:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_target(target: Path, overwrite: bool) -> None:
+    """BundleError where `target` exists and may not be replaced; a half-done replacement is undone first."""
+    old = target.with_name(f".{target.name}.old")
+    if not target.exists() and (old / MANIFEST).is_file():
+        old.rename(target)  # the machine stopped between the two renames that replace a bundle
+    if target.exists() and not (overwrite and ((target / MANIFEST).is_file() or not any(target.iterdir()))):
+        _fail(
+            target,
+            "exists already, a new place is needed",
+            "Name another directory, or allow overwriting a bundle.",
+        )
 
 
 def seal(directory: Path, manifest: Manifest, known: Mapping[str, FileEntry] | None = None) -> Manifest:
@@ -279,7 +286,8 @@ def _check_manifest(manifest: Manifest, path: Path) -> None:
     if len({name.lower() for name in manifest.files}) != len(manifest.files):
         _fail(file, "two file names differ only in case", "Export the bundle again.")
     pictures = [golden.picture for golden in manifest.golden]
-    for name in [*REQUIRED, *pictures]:
+    text = [] if manifest.detector.tables is None else [DETECTOR_TEXT]
+    for name in [*REQUIRED, *text, *pictures]:
         if name not in manifest.files:
             _fail(file, f"lists no file {name}, every bundle has one", "Export the bundle again.")
     prompt = manifest.prompt

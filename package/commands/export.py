@@ -11,17 +11,29 @@ from typing import Any
 
 import click
 
-CHECKPOINT = click.Path(path_type=Path, exists=True, file_okay=False)
 
 
 @click.command("export")
-@click.argument("vlm_dir", metavar="CHECKPOINT", type=CHECKPOINT)
-@click.option("--detector", "detector_dir", type=CHECKPOINT, required=True, help="Grounding DINO checkpoint.")
+@click.argument("checkpoint")
+@click.option("--detector", required=True, help="Grounding DINO checkpoint: a directory or a hub id.")
 @click.option("--out", "out_dir", type=click.Path(path_type=Path), required=True, help="The bundle to make.")
 @click.option("--precision", type=click.Choice(["fp32", "int4"]), default="fp32", show_default=True)
 @click.option("--max-length", type=click.IntRange(min=1), help="Tokens of prompt and answer together.")
 @click.option("--block", type=int, help="Columns that share an int4 scale (128 where it fits, else 32).")
 @click.option("--accuracy-level", type=int, default=4, show_default=True, help="Of int4: 0 exact, 4 fast.")
+@click.option(
+    "--head-bits", type=click.Choice(["4", "8"]), default="8", show_default=True,
+    help="Of the output layer, where the decoder is int4.",
+)
+@click.option(
+    "--embeddings", type=click.Choice(["kept", "int8"]), default="kept", show_default=True,
+    help="Token table: as the checkpoint has it, or int8 with a scale a row.",
+)
+@click.option(
+    "--golden-questions", type=click.IntRange(0, 3), default=3, show_default=True,
+    help="Self-tests to record with the new bundle.",
+)
+@click.option("--golden-tokens", type=click.IntRange(min=1), help="Most tokens of a self-test's answer.")
 @click.option("--name", help="Name of the bundle.")
 @click.option("--source", help="Where the weights come from.")
 @click.option("--revision", help="Which revision of them.")
@@ -30,27 +42,39 @@ CHECKPOINT = click.Path(path_type=Path, exists=True, file_okay=False)
     "--notice", type=click.Path(path_type=Path, exists=True), help="File with the licence's notice."
 )
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that stands at --out.")
-@click.option("--dry-run", is_flag=True, help="Check configuration and every tensor's shape; write nothing.")
-def export(vlm_dir: Path, detector_dir: Path, out_dir: Path, dry_run: bool, **chosen: Any) -> None:
-    """Make a bundle of a Qwen2.5-VL CHECKPOINT directory and a detector."""
-    from rexthinker_edge.export.pipeline import (  # noqa: PLC0415
-        ExportOptions,
-        check_checkpoint,
-        describe_json,
-        export_bundle,
-    )
+@click.option("--resume", is_flag=True, help="Go on behind the parts that an interrupted export finished.")
+@click.option("--dry-run", is_flag=True, help="Check every tensor's shape and print what it will take.")
+def export(checkpoint: str, detector: str, out_dir: Path, dry_run: bool, **chosen: Any) -> None:
+    """Make a bundle of a Qwen2.5-VL CHECKPOINT and a detector: directories, or hub ids (name@revision)."""
+    from rexthinker_edge.export.embeddings import EmbeddingPrecision  # noqa: PLC0415
+    from rexthinker_edge.export.hub import DETECTOR_FILES, LANGUAGE_FILES, locate  # noqa: PLC0415
+    from rexthinker_edge.export.pipeline import ExportOptions, describe_json, export_bundle  # noqa: PLC0415
     from rexthinker_edge.export.quantize import Precision  # noqa: PLC0415
 
-    if dry_run:
-        with tempfile.TemporaryDirectory() as scratch:
-            config = check_checkpoint(vlm_dir, Path(scratch))
-        click.echo(f"{vlm_dir}: every key honoured, every tensor in place: {config}")
-        return
     notice: Path | None = chosen.pop("notice")
-    chosen["precision"] = Precision(chosen["precision"])
+    chosen |= {
+        "precision": Precision(chosen["precision"]), "head_bits": int(chosen["head_bits"]),
+        "embeddings": EmbeddingPrecision(chosen["embeddings"]),
+    }  # fmt: skip
     options = ExportOptions(**chosen, notice=None if notice is None else notice.read_text("utf-8"))
+    vlm_dir = _with_progress(lambda report: locate(checkpoint, LANGUAGE_FILES, report))
+    detector_dir = _with_progress(lambda report: locate(detector, DETECTOR_FILES, report))
+    if dry_run:
+        _dry_run(vlm_dir, detector_dir, out_dir, options)
+        return
     manifest = _with_progress(lambda report: export_bundle(vlm_dir, detector_dir, out_dir, options, report))
     click.echo(describe_json(manifest))
+
+
+def _dry_run(vlm_dir: Path, detector_dir: Path, out_dir: Path, options: Any) -> None:
+    """Check what can be checked without writing, and print the plan."""
+    from rexthinker_edge.export.pipeline import check_checkpoint, plan_bundle  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory() as scratch:
+        config = check_checkpoint(vlm_dir, Path(scratch))
+    plan = plan_bundle(vlm_dir, detector_dir, out_dir, options)
+    click.echo(f"{vlm_dir}: every key honoured, every tensor in place: {config}")
+    click.echo("\n".join(plan.lines()))
 
 
 def _with_progress(work: Any) -> Any:

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from tokenizers import Tokenizer
 
 from rexthinker_edge.commands.export import export
-from rexthinker_edge.export import pipeline
+from rexthinker_edge.export import golden, pipeline
 from rexthinker_edge.export.pipeline import ExportOptions, check_checkpoint, export_bundle
 from rexthinker_edge.export.quantize import Precision
 from rexthinker_edge.export.source_files import PUBLISHED_PROMPT, end_tokens, read_settings
@@ -55,7 +55,9 @@ def detector(tmp_path, monkeypatch):
         return GEOMETRY
 
     monkeypatch.setattr(pipeline, "write_detector", write_detector)
-    monkeypatch.setattr(thinkers, "Detector", lambda *_: FakeDetector())
+    for module in (thinkers, golden):
+        monkeypatch.setattr(module, "Detector", lambda *_: FakeDetector())
+    monkeypatch.setattr(pipeline, "read_geometry", lambda _: GEOMETRY)
     return directory
 
 
@@ -104,7 +106,8 @@ def test_a_failure_leaves_what_stood_there(vlm, detector, tmp_path, monkeypatch)
     with pytest.raises(CheckpointError, match="broken"):
         export_bundle(vlm, detector, tmp_path / "other", ExportOptions())
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "detector", "vlm"]
+    kept = [".bundle.partial", ".bundle.work", ".other.partial", ".other.work"]  # to go on from
+    assert sorted(p.name for p in tmp_path.iterdir()) == [*kept, "bundle", "detector", "vlm"]
 
 
 def test_dry_run(vlm, tmp_path):
