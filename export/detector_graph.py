@@ -1,37 +1,38 @@
-"""Writes `detector.onnx`: Grounding DINO for one picture of any size and one caption of any length.
+"""Writes `detector.onnx` and `detector-text.onnx`: Grounding DINO for any picture size and any caption.
 
-Layout    inputs pixel_values, input_ids, token_type_ids, position_ids, text_self_attention_mask; outputs
-          logits (1, queries, T), pred_boxes (1, queries, 4).
-Contract  `torch.onnx` follows detector_modules.py. Weights that bfloat16 holds without loss are stored so and
-          cast at load: half the bytes, the same numbers. What the exporter does not honour in a
-          configuration is an error.
-Elsewhere the model said for the tracer: detector_modules.py; running it: runtime/detector.py.
+Layout    `detector-text.onnx` depends on the caption alone (detector_text.py). `detector.onnx` takes the
+          pixels, padded to whole patches; the caption's text, text_positions and text_bias; and the tables
+          that the picture's size decides (runtime/detector_tables.py). It gives logits (queries, T) and
+          pred_boxes (queries, 4). Each has its weights beside it, in `.data`.
+Contract  Written out layer by layer, with standard operators but for 8-bit layers; no batch axis. Weights
+          that bfloat16 holds without loss are stored so and cast at load: half the bytes, the same numbers.
+          What the exporter does not honour in a configuration is an error.
+Elsewhere the layers: detector_swin.py, detector_encoder.py, detector_decoder.py; running it:
+          runtime/detector.py.
 Source    docs/sources.md#detector
 """
 
 import json
 import warnings
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
 import torch
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 
-from rexthinker_edge.export.detector_modules import ExportedDetector
-from rexthinker_edge.runtime.caption import phrase_masks
-from rexthinker_edge.runtime.detector import DetectorGeometry
+from rexthinker_edge.export.detector_decoder import write_decoder
+from rexthinker_edge.export.detector_encoder import Words, write_encoder, write_levels, write_proposals
+from rexthinker_edge.export.detector_swin import write_swin
+from rexthinker_edge.export.detector_text import write_text
+from rexthinker_edge.export.detector_writer import DetectorWriter
+from rexthinker_edge.export.graph import GraphWriter
+from rexthinker_edge.runtime.detector import DetectorGeometry, text_path
+from rexthinker_edge.runtime.detector_tables import TableRules
 from rexthinker_edge.runtime.errors import CheckpointError, ConfigError, OptionError
 
-OPSET = 17
 WEIGHTS = ("bf16", "fp32")
-EXTERNAL_ABOVE_BYTES = 512 * 2**20
-SMALLEST_STORED = 256  # weights of fewer values are not worth a Cast
 BOX_THRESHOLD = 0.25  # upstream's, for checkpoints that name none
-INPUTS = ("pixel_values", "input_ids", "token_type_ids", "position_ids", "text_self_attention_mask")
-OUTPUTS = ("logits", "pred_boxes")
 HONOURED: dict[str, tuple[Any, ...]] = {
     "two_stage": (True,),
     "embedding_init_target": (True,),
@@ -41,13 +42,16 @@ HONOURED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def write_detector(checkpoint_dir: Path, out_path: Path, weights: str = "bf16") -> DetectorGeometry:
+def write_detector(
+    checkpoint_dir: Path, out_path: Path, weights: str = "bf16", int8: Collection[str] = ()
+) -> DetectorGeometry:
     """Export a Grounding DINO checkpoint.
 
     Args:
         checkpoint_dir: Hugging Face layout: config.json, model.safetensors, preprocessor_config.json.
-        out_path: the graph; above 512 MiB its weights go to `out_path`.data beside it.
+        out_path: the graph; its text branch and the weights of both go beside it.
         weights: "bf16" stores what bfloat16 holds exactly in two bytes a value, "fp32" everything in four.
+        int8: names of linear layers that get 8-bit weights, as calibration/drift.py chooses them.
 
     Returns:
         What the runtime must know; it belongs into the manifest.
@@ -60,11 +64,33 @@ def write_detector(checkpoint_dir: Path, out_path: Path, weights: str = "bf16") 
     if weights not in WEIGHTS:
         raise OptionError(f"weights: {weights!r}, one of {WEIGHTS} is needed. Choose one.")
     geometry = read_geometry(checkpoint_dir)
-    model = _trace(_load(checkpoint_dir), geometry, out_path)
-    if weights == "bf16":
-        store_bfloat16(model)
-    _save(model, out_path)
-    return geometry
+    detector = _load(checkpoint_dir)
+    _write_text(detector.model, text_path(out_path), weights == "bf16")
+    _write_detector(detector, out_path, weights == "bf16", int8)
+    return replace(geometry, tables=table_rules(detector))
+
+
+def table_rules(detector: Any) -> TableRules:
+    """What the tables of a size depend on."""
+    config, backbone = detector.config, detector.model.backbone.conv_encoder.model
+    names = list(backbone.stage_names[1:])
+    windows = {int(block.window_size) for stage in backbone.swin.encoder.layers for block in stage.blocks}
+    shifts = {int(block.shift_size) for stage in backbone.swin.encoder.layers for block in stage.blocks}
+    (window,) = windows
+    if not shifts <= {0, window // 2}:
+        raise ConfigError(
+            f"config.json: windows of {window} shifted by {sorted(shifts)}, only 0 and half a window can be "
+            "exported. Use a checkpoint of Grounding DINO's published form."
+        )
+    return TableRules(
+        patch=int(backbone.swin.embeddings.patch_embeddings.projection.kernel_size[0]),
+        window=window,
+        stages=len(names),
+        maps=tuple(names.index(name) for name in backbone.out_features),
+        levels=int(config.num_feature_levels),
+        width=int(config.d_model),
+        temperature=float(config.positional_embedding_temperature),
+    )
 
 
 def read_geometry(checkpoint_dir: Path) -> DetectorGeometry:
@@ -172,74 +198,31 @@ def _load(checkpoint_dir: Path) -> Any:
     return detector.eval()
 
 
-def example_inputs(geometry: DetectorGeometry) -> dict[str, torch.Tensor]:
-    """Inputs of an odd size and a caption of two words, to trace with."""
-    ids = [101, 1037, 1038, 1012, 102]
-    mask, positions = phrase_masks(ids)
-    height, width = geometry.shortest_px - 3, geometry.shortest_px + 10
-    return {
-        "pixel_values": torch.zeros(1, 3, height, width),
-        "input_ids": torch.tensor([ids]),
-        "token_type_ids": torch.zeros(1, len(ids), dtype=torch.int64),
-        "position_ids": torch.from_numpy(positions)[None],
-        "text_self_attention_mask": torch.from_numpy(mask)[None],
-    }
-
-
-def _trace(detector: Any, geometry: DetectorGeometry, out_path: Path) -> onnx.ModelProto:
-    """Follow the model with torch.onnx into a file, and read it back."""
-    inputs = example_inputs(geometry)
-    axes: dict[str, dict[int, str]] = {name: {1: "tokens"} for name in INPUTS[1:]}
-    axes |= {"pixel_values": {2: "height", 3: "width"}, "logits": {2: "tokens"}}
-    axes["text_self_attention_mask"][2] = "tokens"
-    part = out_path.with_suffix(".part")
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the tracer on shapes it follows as tensors; parity is tested
-        torch.onnx.export(
-            ExportedDetector(detector), tuple(inputs[name] for name in INPUTS), str(part), dynamo=False,
-            opset_version=OPSET, input_names=list(INPUTS), output_names=list(OUTPUTS), dynamic_axes=axes,
-        )  # fmt: skip
-    model = onnx.load(part)
-    part.unlink()
-    return model
-
-
-def store_bfloat16(model: onnx.ModelProto) -> int:
-    """Store float32 weights that bfloat16 holds exactly as bfloat16, with a Cast each.
-
-    Returns:
-        How many bytes that saves.
-    """
-    graph, casts, saved = model.graph, [], 0
-    for weight in list(graph.initializer):
-        if weight.data_type != TensorProto.FLOAT or np.prod(weight.dims) < SMALLEST_STORED:
-            continue
-        bits: NDArray[np.uint32] = numpy_helper.to_array(weight).view(np.uint32)
-        if np.any(bits & 0xFFFF):
-            continue
-        name = weight.name
-        graph.initializer.remove(weight)
-        stored = helper.make_tensor(
-            name + ".bf16",
-            TensorProto.BFLOAT16,
-            list(weight.dims),
-            (bits >> 16).astype(np.uint16).tobytes(),
-            raw=True,
+def _write_detector(detector: Any, out_path: Path, halves: bool, int8: Collection[str]) -> None:
+    """`detector.onnx`: pixels, words and the tables of a size in, logits and boxes out."""
+    model = detector.model
+    width, queries = model.config.d_model, model.config.num_queries
+    with torch.no_grad(), GraphWriter(out_path) as graph:
+        writer = DetectorWriter(graph, halves, int8)
+        pixels = graph.input("pixel_values", "float32", [1, 3, "height", "width"])
+        text = Words(
+            graph.input("text", "float32", ["tokens", width]),
+            graph.input("text_positions", "float32", ["tokens", width]),
+            graph.input("text_bias", "float32", ["tokens", "tokens"]),
         )
-        graph.initializer.append(stored)
-        casts.append(
-            helper.make_node("Cast", [stored.name], [name], to=TensorProto.FLOAT, name=name + ".cast")
-        )
-        saved += bits.size * 2
-    nodes = list(graph.node)
-    del graph.node[:]
-    graph.node.extend(casts + nodes)
-    return saved
+        cells = write_levels(writer, model, write_swin(writer, model.backbone.conv_encoder.model, pixels))
+        picture, words, levels = write_encoder(writer, model, cells, text)
+        start = write_proposals(writer, model, picture, words)
+        logits, boxes = write_decoder(writer, detector, (picture, words), levels, start)
+        graph.output("logits", "float32", [queries, "tokens"], logits)
+        graph.output("pred_boxes", "float32", [queries, 4], boxes)
+        unknown = sorted(frozenset(int8) - writer.linears.keys())
+        assert not unknown, f"no linear layer {unknown[0]}"
+        graph.save()
 
 
-def _save(model: onnx.ModelProto, out_path: Path) -> None:
-    large = model.ByteSize() > EXTERNAL_ABOVE_BYTES
-    onnx.save(
-        model, out_path, save_as_external_data=large, location=out_path.name + ".data" if large else None,
-        all_tensors_to_one_file=True, size_threshold=1024,
-    )  # fmt: skip
+def _write_text(model: Any, out_path: Path, halves: bool) -> None:
+    """`detector-text.onnx`: see detector_text.py."""
+    with torch.no_grad(), GraphWriter(out_path) as graph:
+        write_text(DetectorWriter(graph, halves), model)
+        graph.save()

@@ -31,6 +31,7 @@ ELEMENT_TYPES: dict[str, int] = {
     "int64": TensorProto.INT64,
     "int32": TensorProto.INT32,
     "uint8": TensorProto.UINT8,
+    "int8": TensorProto.INT8,
 }
 
 
@@ -124,6 +125,15 @@ class GraphWriter:
             shape: view it so, when it differs from the stored one (same number of elements).
             at: it already lies in this file beside the graph; nothing is written then.
         """
+        name = self.stored(tensor, shape, at)
+        if tensor.dtype in ("bfloat16", "float16"):
+            return self.node("Cast", [name], to=TensorProto.FLOAT)
+        return name
+
+    def stored(
+        self, tensor: Tensor, shape: tuple[int, ...] | None = None, at: StoredWeight | None = None
+    ) -> str:
+        """Store a tensor and return the name of its value in the dtype it came in; as `weight` otherwise."""
         assert tensor.name not in self._initializers, tensor.name
         place = self._append(tensor) if at is None else at
         proto = TensorProto(name=tensor.name, data_type=ELEMENT_TYPES[tensor.dtype])
@@ -132,8 +142,6 @@ class GraphWriter:
         for key, value in (("location", place.location), ("offset", place.offset), ("length", place.length)):
             proto.external_data.add(key=key, value=str(value))
         self._initializers[tensor.name] = proto
-        if tensor.dtype in ("bfloat16", "float16"):
-            return self.node("Cast", [tensor.name], to=TensorProto.FLOAT)
         return tensor.name
 
     def array(self, name: str, array: NDArray[Any]) -> str:

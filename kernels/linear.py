@@ -22,3 +22,8 @@ def lower_linear(graph: Builder, x: str, weight: str, bias: str | None = None) -
     """The definition as FusedMatMul with a transposed right side, which ONNX Runtime packs at load."""
     y = graph.node("FusedMatMul", [x, weight], CONTRIB, transB=1)
     return y if bias is None else graph.node("Add", [y, bias])
+
+
+def lower_rows_linear(graph: Builder, x: str, weight: str, bias: str | None = None) -> str:
+    """The definition for (rows, in) as Gemm, which ONNX Runtime joins with an activation behind it."""
+    return graph.node("Gemm", [x, weight] if bias is None else [x, weight, bias], transB=1)

@@ -24,9 +24,14 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from rexthinker_edge.runtime.boxes import Size
-from rexthinker_edge.runtime.caption import CaptionTokenizer
+from rexthinker_edge.runtime.caption import Caption, CaptionTokenizer
 from rexthinker_edge.runtime.deadline import NEVER, Deadline
+from rexthinker_edge.runtime.detector_tables import TableRules, make_tables
 from rexthinker_edge.runtime.dino_pixels import DinoPixelRules, dino_pixels
+from rexthinker_edge.runtime.kept import Kept
+
+KEPT_CAPTIONS = 64  # up to 256 tokens of 256 floats, twice, and their mask: 50 MB at most, 1 MB as a rule
+KEPT_SIZES = 4  # 40 MB each at 800 x 1216
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ class Detector:
         self._sizes = Kept[Size, Mapping[str, Any]](KEPT_SIZES)
 
     def detect(
-        self, pixels_HWC: NDArray[np.uint8], category: str
+        self, pixels_HWC: NDArray[np.uint8], category: str, deadline: Deadline = NEVER
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Find the things of one category.
 
@@ -92,19 +97,23 @@ class Detector:
 
         Raises:
             TextError: no word is left of the category, or it has too many tokens.
+            DeadlinePassed: the deadline came first.
         """
-        logits, shares = self.raw(pixels_HWC, category)
+        logits, shares = self.raw(pixels_HWC, category, deadline)
         size = (pixels_HWC.shape[1], pixels_HWC.shape[0])
         return keep_candidates(logits, shares, size, self._geometry.box_threshold)
 
     def raw(
-        self, pixels_HWC: NDArray[np.uint8], category: str
+        self, pixels_HWC: NDArray[np.uint8], category: str, deadline: Deadline = NEVER
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """What the graph gives: logits (queries, tokens) and boxes (queries, 4) as shares of the picture."""
         caption = self._tokenizer.caption(category)
         pixels = dino_pixels(pixels_HWC, self._geometry.pixel_rules)
         feeds = self._old_feeds(caption) if self._text is None else self.feeds(pixels, caption)
-        logits, shares = self._session.run(["logits", "pred_boxes"], {"pixel_values": pixels, **feeds})
+        with deadline.running() as options:
+            logits, shares = self._session.run(
+                ["logits", "pred_boxes"], {"pixel_values": pixels, **feeds}, options
+            )
         return logits.reshape(self._geometry.queries, -1), shares.reshape(-1, 4)
 
     def feeds(self, pixels: NDArray[np.float32], caption: Caption) -> dict[str, NDArray[Any]]:

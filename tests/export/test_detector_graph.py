@@ -13,10 +13,12 @@ from tokenizers import Tokenizer
 
 from rexthinker_edge.calibration.workbench.items import make_item
 from rexthinker_edge.calibration.workbench.render import render
-from rexthinker_edge.export import detector_graph
-from rexthinker_edge.export.detector_graph import read_geometry, store_bfloat16, write_detector
+from rexthinker_edge.export.detector_graph import read_geometry, write_detector
+from rexthinker_edge.export.detector_writer import DetectorWriter
+from rexthinker_edge.export.graph import GraphWriter
 from rexthinker_edge.runtime.caption import phrase_masks
-from rexthinker_edge.runtime.detector import Detector
+from rexthinker_edge.runtime.detector import Detector, whole_patches
+from rexthinker_edge.runtime.detector_tables import TableRules, make_tables
 from rexthinker_edge.runtime.errors import CheckpointError, ConfigError, OptionError
 
 SMALL = Path(__file__).parents[2] / "checkpoints" / "small" / "detector"
@@ -80,71 +82,86 @@ def reference(folder):
     return GroundingDinoForObjectDetection.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "words"),
-    [(64, 64, 1), (61, 96, 2), (96, 33, 3), (50, 51, 1), (32, 96, 9), (7, 90, 1)],
-)
+class Opened(Detector):
+    """A detector fed with pixels and token ids instead of pictures and words."""
+
+    def __init__(self, path, geometry):
+        self.text = ort.InferenceSession(str(path.with_name("detector-text.onnx")), one_thread())
+        self.graph = ort.InferenceSession(str(path), one_thread())
+        self.geometry, self.asked = geometry, {given.name for given in self.graph.get_inputs()}
+
+    def run(self, pixels, ids):
+        mask, positions = phrase_masks(ids)
+        bias = np.where(mask, np.float32(0), np.finfo(np.float32).min)
+        text, places = self.text.run(
+            None, {"input_ids": np.array(ids), "position_ids": positions, "text_bias": bias}
+        )
+        padded = whole_patches(pixels, self.geometry.tables.patch)
+        tables = make_tables(*padded.shape[2:], self.geometry.tables)
+        feeds = {name: table for name, table in tables.items() if name in self.asked}
+        words = {"text": text, "text_positions": places, "text_bias": bias}
+        return self.graph.run(["logits", "pred_boxes"], feeds | words | {"pixel_values": padded})
+
+
+SIZES = [(64, 64, 1), (61, 96, 2), (96, 33, 3), (50, 51, 1), (32, 96, 9), (7, 90, 1), (90, 7, 1), (48, 24, 4)]
+
+
+@pytest.mark.parametrize(("height", "width", "words"), SIZES)
 def test_any_size_and_caption_equals_transformers(odd_model, odd_graph, height, width, words):
-    path, _ = odd_graph
     ids = [101, *range(1040, 1040 + words), 1012, 102]
-    mask, positions = phrase_masks(ids)
     pixels = torch.from_numpy(np.random.default_rng(height).normal(size=(1, 3, height, width))).float()
     with torch.no_grad():
         wanted = odd_model(pixel_values=pixels, input_ids=torch.tensor([ids]))
-    session = ort.InferenceSession(str(path), one_thread())
-    logits, boxes = session.run(None, {
-        "pixel_values": pixels.numpy(), "input_ids": np.array([ids]),
-        "token_type_ids": np.zeros((1, len(ids)), np.int64), "position_ids": positions[None],
-        "text_self_attention_mask": mask[None],
-    })  # fmt: skip
+    logits, boxes = Opened(*odd_graph).run(pixels.numpy(), ids)
     # some 200 layers of float32 rounding, 2**-24 each, on values up to 20
-    np.testing.assert_allclose(logits, wanted.logits[..., : len(ids)].numpy(), atol=5e-4)
-    np.testing.assert_allclose(boxes, wanted.pred_boxes.numpy(), atol=1e-5)
+    np.testing.assert_allclose(logits, wanted.logits[0, :, : len(ids)].numpy(), atol=5e-4)
+    np.testing.assert_allclose(boxes, wanted.pred_boxes[0].numpy(), atol=1e-5)
 
 
-def test_geometry_and_file(odd_checkpoint, odd_graph):
-    path, geometry = odd_graph
+def test_geometry_and_files(odd_checkpoint, odd_graph):
+    _, geometry = odd_graph
     assert (geometry.shortest_px, geometry.longest_px, geometry.least_px) == (64, 96, 32)
     assert (geometry.queries, geometry.max_text_len, geometry.box_threshold) == (12, 256, 0.25)
     assert geometry.mean == (0.5, 0.4, 0.3)
-    weights = onnx.load(path).graph.initializer
-    halves = [w for w in weights if w.data_type == onnx.TensorProto.BFLOAT16]
+    assert geometry.tables == TableRules(4, 3, 4, (1, 2, 3), 4, 64, 20.0)
     stored = (odd_checkpoint / "model.safetensors").stat().st_size
-    assert sum(len(w.raw_data) for w in halves) > 0.9 * stored  # nearly all weights, two bytes each
-    assert not (odd_checkpoint / "detector.part").exists()
+    weights = sum(p.stat().st_size for p in odd_checkpoint.glob("detector*.onnx.data"))
+    assert weights < 1.4 * stored  # two bytes each, but for the small ones and the tables
+    assert sorted(p.name for p in odd_checkpoint.glob("detector*")) == [
+        "detector-text.onnx", "detector-text.onnx.data", "detector.onnx", "detector.onnx.data",
+    ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("weights", "kept"), [("bf16", "BFLOAT16"), ("fp32", "FLOAT")])
-def test_weights_are_stored_as_asked(odd_checkpoint, tmp_path, monkeypatch, weights, kept):
-    monkeypatch.setattr(detector_graph, "_load", lambda folder: None)
-    monkeypatch.setattr(detector_graph, "_trace", lambda *given: two_weights())
-    write_detector(odd_checkpoint, tmp_path / "d.onnx", weights)
-    types = {
-        onnx.TensorProto.DataType.Name(w.data_type) for w in onnx.load(tmp_path / "d.onnx").graph.initializer
-    }
-    assert types == {kept, "FLOAT"}
+def test_the_graph_stays_small_and_its_operators_standard(odd_graph):
+    """What the size decides is fed, not computed: shapes are read nowhere in the graph."""
+    model = onnx.load(odd_graph[0], load_external_data=False)
+    kinds = {node.op_type for node in model.graph.node}
+    assert not kinds & {"Shape", "Where", "Range", "Expand", "ScatterND", "Loop", "If"}
+    assert {node.domain for node in model.graph.node} == {""}
+    assert len(model.graph.node) < 800
 
 
-def two_weights():
-    """A graph that adds a weight bfloat16 holds exactly and one that it does not."""
-    exact, other = np.full(300, 1.5, np.float32), np.full(300, 1.1, np.float32)
-    nodes = [onnx.helper.make_node("Add", ["exact", "other"], ["sum"])]
-    out = onnx.helper.make_tensor_value_info("sum", onnx.TensorProto.FLOAT, [300])
-    weights = [onnx.numpy_helper.from_array(exact, "exact"), onnx.numpy_helper.from_array(other, "other")]
-    return onnx.helper.make_model(
-        onnx.helper.make_graph(nodes, "g", [], [out], weights),
-        opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8,
-    )  # fmt: skip
+def test_only_what_loses_nothing_is_stored_as_bfloat16(tmp_path):
+    exact, other = np.full((32, 64), 1.5, np.float32), np.full((32, 64), 1.1, np.float32)
+    with GraphWriter(tmp_path / "g.onnx") as graph:
+        writer = DetectorWriter(graph, exact_halves=True)
+        graph.output("y", "float32", [32, 64], writer.add(writer.array("a", exact), writer.array("b", other)))
+        graph.save()
+    kept = {w.name: w.data_type for w in onnx.load(tmp_path / "g.onnx").graph.initializer}
+    assert kept == {"a": onnx.TensorProto.BFLOAT16, "b": onnx.TensorProto.FLOAT}
+    (given,) = ort.InferenceSession(str(tmp_path / "g.onnx"), one_thread()).run(None, {})
+    assert np.array_equal(given, exact + other)
 
 
-def test_only_what_loses_nothing_is_stored_as_bfloat16():
-    model = two_weights()
-    assert store_bfloat16(model) == 600
-    assert {w.name: w.data_type for w in model.graph.initializer} == {
-        "exact.bf16": onnx.TensorProto.BFLOAT16, "other": onnx.TensorProto.FLOAT
-    }  # fmt: skip
-    (given,) = ort.InferenceSession(model.SerializeToString(), one_thread()).run(None, {})
-    assert np.array_equal(given, np.full(300, np.float32(1.5) + np.float32(1.1)))
+def test_a_layer_in_eight_bits_is_stored_so_and_stays_near(odd_checkpoint, odd_graph, tmp_path):
+    path = tmp_path / "detector.onnx"
+    geometry = write_detector(odd_checkpoint, path, int8=["encoder.0.mlp.fc1"])
+    nodes = [node.op_type for node in onnx.load(path, load_external_data=False).graph.node]
+    assert nodes.count("DynamicQuantizeMatMul") == 1
+    pixels = np.random.default_rng(3).normal(size=(1, 3, 64, 64)).astype(np.float32)
+    ids = [101, 1040, 1012, 102]
+    exact, rounded = Opened(*odd_graph).run(pixels, ids)[1], Opened(path, geometry).run(pixels, ids)[1]
+    assert 0 < np.abs(exact - rounded).max() < 0.02
 
 
 @pytest.mark.skipif(not SMALL.exists(), reason="the small checkpoint is not here")
