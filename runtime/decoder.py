@@ -269,6 +269,24 @@ class Decoder:
             logits.append(self._pass(embeds[start:stop], part, rows, cache, deadline=deadline))
         return logits[-1] if last_only else np.concatenate(logits)
 
+    def run_rows(
+        self,
+        embeds: NDArray[np.float32],
+        positions: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        cache: KVCache,
+    ) -> NDArray[np.float32]:
+        """As `run`, with the logits of some tokens: `rows` (R,) rising; returns (R, vocab)."""
+        cache.reserve(cache.length + len(embeds))
+        logits = []
+        for start in range(0, len(embeds), self.prefill_chunk):
+            stop = min(start + self.prefill_chunk, len(embeds))
+            wanted = rows[(rows >= start) & (rows < stop)] - start
+            asked = wanted if len(wanted) else np.zeros(1, np.int64)
+            part = self._pass(embeds[start:stop], positions[:, start:stop], asked, cache)
+            logits.append(part[: len(wanted)])
+        return np.concatenate(logits)
+
     def run_branches(
         self,
         embeds: NDArray[np.float32],

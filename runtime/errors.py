@@ -49,5 +49,9 @@ class MissingExtraError(RexThinkerError):
     """A command needs packages that the base install leaves out."""
 
 
+class SceneError(RexThinkerError):
+    """A saved scene cannot be used: damaged, made by another bundle, or no saved scene at all."""
+
+
 class SceneBusyError(RexThinkerError):
     """A scene is asked while it is still answering: it holds one KV cache."""

@@ -54,7 +54,8 @@ class Tokens:
     """How much the language model read and wrote.
 
     `prompt` counts prefix and suffix. `reused` counts those of them whose KV was not recomputed for this
-    result: the prefix for every expression but the scene's first, for which `look` had just computed it.
+    result: the whole prefix for every expression but the scene's first; for the first, what `look` found kept
+    from other scenes, such as the same picture under another category.
     `passes` counts decoder passes that chose tokens: generated / passes is what drafting won.
     """
 
@@ -66,7 +67,11 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Milliseconds:
-    """Where the time went. What a scene's expressions share is in its first result only, 0 in later ones."""
+    """Where the time went. What a scene's expressions share is in its first result only, 0 in later ones.
+
+    `vision` is what it took beyond the detector where both ran at once. Of expressions decoded together each
+    tells the time until its own end.
+    """
 
     image: float = 0.0
     detect: float = 0.0
@@ -128,13 +133,24 @@ class TextEvent:
 
 
 @dataclass(frozen=True)
+class DecidedEvent:
+    """The thought's summary has judged every candidate: what the answer will name, before it is written.
+
+    The result, which is read from the answer alone, may still differ; it is what counts.
+    """
+
+    indices: tuple[int, ...]  # candidates judged to match; empty when none is
+    boxes: list[BoxRow]  # theirs
+
+
+@dataclass(frozen=True)
 class ResultEvent:
     """Last event of a stream."""
 
     result: Result
 
 
-Event = CandidatesEvent | TextEvent | ResultEvent
+Event = CandidatesEvent | TextEvent | DecidedEvent | ResultEvent
 
 
 def with_verdicts(candidates: tuple[Candidate, ...], verdicts: tuple[Verdict, ...]) -> tuple[Candidate, ...]:

@@ -1,44 +1,50 @@
 """One picture looked at once, and any number of expressions about it.
 
-Layout    The KV cache holds the prefix (system turn, picture, hints); an expression's suffix and its answer
-          come behind it and are forgotten by the next `rewind`.
+Layout    A KV cache that holds the prefix (system turn, picture, hints) is lent by the prefix tree; an
+          expression's suffix and its answer come behind it and are forgotten when it is given back.
 Contract  An answer does not depend on what was asked before: a prefix hit equals a cold run.
-          A scene answers one expression at a time; asked while it answers, it raises.
-Elsewhere looking: thinker.py; reading the output: answer.py, trace.py.
+          A scene answers one call at a time; asked while it answers, it raises.
+Elsewhere looking: looking.py; keeping: prefix_tree.py, kept_scene.py; several at once: together.py;
+          reading the output: answer.py, trace.py.
 Source    docs/sources.md#scene
 """
 
+import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-
-import numpy as np
-from numpy.typing import NDArray
 
 from rexthinker_edge.runtime.answer import Answer, Status, read_answer
 from rexthinker_edge.runtime.bundle import PromptSettings, TokenIds
+from rexthinker_edge.runtime.deadline import Deadline, DeadlinePassed
 from rexthinker_edge.runtime.decoder import Decoder, KVCache
+from rexthinker_edge.runtime.draft import Drafter, Drafting, SceneDrafts
 from rexthinker_edge.runtime.errors import OptionError, SceneBusyError, TextError
 from rexthinker_edge.runtime.generate import Generation, Limits, now_ms
 from rexthinker_edge.runtime.image import Picture
+from rexthinker_edge.runtime.manner import Manner
 from rexthinker_edge.runtime.positions import text_positions
+from rexthinker_edge.runtime.prefix_tree import PrefixTree
 from rexthinker_edge.runtime.prompt import suffix
+from rexthinker_edge.runtime.prompt_path import PromptPath
 from rexthinker_edge.runtime.result import (
     BundleInfo,
     Candidate,
     CandidatesEvent,
+    DecidedEvent,
     Event,
-    ImageInfo,
     Milliseconds,
     Result,
     ResultEvent,
-    Step,
     TextEvent,
     Tokens,
-    with_verdicts,
 )
+from rexthinker_edge.runtime.sight import Sight, decision, told
+from rexthinker_edge.runtime.together import TOGETHER, Question, Written, answer_together
 from rexthinker_edge.runtime.tokens import TextTokenizer, check_text
-from rexthinker_edge.runtime.trace import read_trace
+
+ROOM = 64  # tokens behind the longest answer: an expression's own
 
 
 @dataclass(frozen=True)
@@ -50,37 +56,29 @@ class Language:
     prompt: PromptSettings
     tokens: TokenIds
     bundle: BundleInfo
+    drafting: Drafting | None = None  # None never drafts
 
 
 @dataclass(frozen=True)
-class Sight:
-    """What `look` saw."""
+class _Asked:
+    """One expression, ready to be read."""
 
-    picture: Picture
-    category: str
-    candidates: tuple[Candidate, ...]
-    hints: NDArray[np.int64]  # (N, 4) candidates in resized pixels
-    ms: Milliseconds  # of looking, prefix prefill included
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """The kept KV cache: its tokens, and the position of the next one."""
-
-    cache: KVCache
-    length: int
-    next_position: int
+    expression: str
+    token_ids: list[int]
+    manner: Manner = Manner()
 
 
 class Scene:
     """A picture, a category and its candidates, ready for expressions. Made by `Thinker.look`."""
 
-    def __init__(self, language: Language, sight: Sight, prefix: Prefix | None) -> None:
-        """`prefix` is None when there are no candidates: the model is never asked then."""
-        assert (prefix is None) == (not sight.candidates)
-        self._language, self._sight, self._prefix = language, sight, prefix
+    def __init__(self, language: Language, sight: Sight, tree: PrefixTree, prompt: PromptPath | None) -> None:
+        """`prompt` is None when there are no candidates: the model is never asked then."""
+        assert (prompt is None) == (not sight.candidates)
+        self._language, self._sight = language, sight
+        self._tree, self._prompt = tree, prompt
         self._busy = threading.Lock()
-        self._asked = False
+        self._told = False  # what looking took, in the first result
+        self._drafts: SceneDrafts | None = None  # made when first drafted for
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:
@@ -98,21 +96,30 @@ class Scene:
         return self._sight.picture
 
     def refer(
-        self, expression: str, max_new_tokens: int | None = None, deadline_ms: float | None = None
-    ) -> Result:
+        self, expression: str, max_new_tokens: int | None = None, deadline_ms: float | None = None, *,
+        drafting: bool | None = None, temperature: float = 0.0, seed: int | None = None,
+    ) -> Result:  # fmt: skip
         """Find what an expression means among the candidates.
 
         Args:
             expression: such as "the second ball from the left".
             max_new_tokens: limit of generated tokens; the manifest's when None.
             deadline_ms: milliseconds from now after which it ends with status TIMEOUT; none when None.
+            drafting: foresee tokens and verify several in one pass, which changes the time and no token;
+                None: as `load` was told.
+            temperature: 0 gives the likeliest answer; above, tokens are drawn from softmax(logits / it).
+            seed: of the drawing.
 
         Raises:
             TextError: the expression is empty, too long or has control characters.
-            OptionError: a limit is not positive, or prompt and answer together exceed the bundle's length.
+            OptionError: a limit is not positive, prompt and answer together exceed the bundle's length, or
+                temperature and seed cannot be honoured.
             SceneBusyError: this scene is answering already.
         """
-        for event in self.stream(expression, max_new_tokens, deadline_ms):
+        events = self.stream(
+            expression, max_new_tokens, deadline_ms, drafting=drafting, temperature=temperature, seed=seed
+        )
+        for event in events:
             if isinstance(event, ResultEvent):
                 return event.result
         raise AssertionError("a stream ends with its result")
@@ -122,112 +129,186 @@ class Scene:
     ) -> list[Result]:
         """One result per expression, in order; every expression is checked before the first is answered.
 
+        They are decoded together, `TOGETHER` at a time, where the bundle's decoder allows it (bundles of
+        earlier versions do not); the results are those of asking one by one.
+
         Args:
-            deadline_ms: for each expression by itself.
+            deadline_ms: for each expression, from when its decoding begins.
         """
         checked = [check_text("expression", expression) for expression in expressions]
-        return [self.refer(expression, max_new_tokens, deadline_ms) for expression in checked]
+        limit = self._limit(max_new_tokens, deadline_ms)
+        asked = [self._asked(expression, limit) for expression in checked]
+        prompt = self._prompt
+        if prompt is None or len(asked) < 2 or not self._language.decoder.geometry.branches:
+            return [self.refer(one.expression, max_new_tokens, deadline_ms) for one in asked]
+        results: list[Result] = []
+        with self._answering_alone():
+            for start in range(0, len(asked), TOGETHER):
+                results += self._together(asked[start : start + TOGETHER], limit, deadline_ms, prompt)
+        return results
 
     def stream(
-        self, expression: str, max_new_tokens: int | None = None, deadline_ms: float | None = None
-    ) -> Iterator[Event]:
-        """As `refer`, told as it happens: the candidates, pieces of text, the result.
+        self, expression: str, max_new_tokens: int | None = None, deadline_ms: float | None = None, *,
+        drafting: bool | None = None, temperature: float = 0.0, seed: int | None = None,
+    ) -> Iterator[Event]:  # fmt: skip
+        """As `refer`, told as it happens: the candidates, pieces of text, the decision, the result.
 
         Arguments are checked at the call; the scene stays busy until the iterator ends or is closed.
         """
         started = now_ms()
         expression = check_text("expression", expression)
-        limit = self._language.prompt.max_new_tokens if max_new_tokens is None else max_new_tokens
-        _check_limits(limit, deadline_ms)
-        question = self._language.tokenizer.encode_parts(suffix(self._language.prompt.wording, expression))
-        self._check_room(len(question), limit)
+        limit = self._limit(max_new_tokens, deadline_ms)
+        manner = Manner(drafting, temperature, seed)
+        manner.check()
+        asked = replace(self._asked(expression, limit), manner=manner)
         until = None if deadline_ms is None else started + deadline_ms
         limits = Limits(frozenset(self._language.tokens.eos), limit, until)
-        return self._answering(expression, question, limits)
+        return self._events(asked, limits)
 
-    def _answering(self, expression: str, question: list[int], limits: Limits) -> Iterator[Event]:
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the scene to a file that `Thinker.restore` of the same bundle reads; all of it or nothing.
+
+        Raises:
+            SceneError: it cannot be written there.
+            SceneBusyError: this scene is answering.
+        """
+        from rexthinker_edge.runtime.kept_scene import save_scene  # noqa: PLC0415 -- it imports this module
+
+        with self._answering_alone():
+            save_scene(self._language, self._sight, self._tree, self._prompt, path)
+
+    @contextmanager
+    def _answering_alone(self) -> Iterator[None]:
         if not self._busy.acquire(blocking=False):
             raise SceneBusyError(
-                "scene: asked while it is still answering, it holds one KV cache. "
+                "scene: asked while it is still answering, it answers one call at a time. "
                 "Finish or close the stream first, or look once per thread."
             )
         try:
-            yield CandidatesEvent(self.candidates)
-            if self._prefix is None:
-                yield ResultEvent(
-                    self._result(expression, Answer(Status.NO_CANDIDATES), Tokens(), Milliseconds())
-                )
-            else:
-                yield from self._generate(expression, question, limits, self._prefix)
+            yield
         finally:
             self._busy.release()
 
-    def _generate(
-        self, expression: str, question: list[int], limits: Limits, prefix: Prefix
-    ) -> Iterator[Event]:
-        language, begun = self._language, now_ms()
-        prefix.cache.rewind(prefix.length)
-        positions = text_positions(prefix.next_position, len(question))
-        logits = language.decoder.run(language.decoder.embed(question), positions, prefix.cache)
-        prefilled = now_ms()
-        after = prefix.next_position + len(question)
-        generation = Generation(language.decoder, prefix.cache, logits, after, limits)
-        stream, pieces = language.tokenizer.stream(), list[str]()
+    def _events(self, asked: _Asked, limits: Limits) -> Iterator[Event]:
+        with self._answering_alone():
+            yield CandidatesEvent(self.candidates)
+            if self._prompt is None:
+                status = Status.TIMEOUT if self._sight.late else Status.NO_CANDIDATES
+                yield ResultEvent(self._result(asked, Answer(status), Tokens(), Milliseconds()))
+                return
+            try:
+                yield from self._generate(asked, limits, self._prompt)
+            except DeadlinePassed:
+                yield ResultEvent(self._late(asked))
+
+    def _generate(self, asked: _Asked, limits: Limits, prompt: PromptPath) -> Iterator[Event]:
+        language, begun, question = self._language, now_ms(), asked.token_ids
+        deadline = Deadline(limits.deadline_ms)
+        with self._tree.lend(prompt.segments, limits.max_new_tokens + ROOM, deadline) as lent:
+            positions = text_positions(prompt.next_position, len(question))
+            embeds = language.decoder.embed(question)
+            logits = language.decoder.run(embeds, positions, lent.cache, deadline=deadline)
+            prefilled = now_ms()
+            after = prompt.next_position + len(question)
+            drafts, choose = self._drafter(asked, lent.cache, after), asked.manner.choose()
+            generation = Generation(language.decoder, lent.cache, logits, after, limits, drafts, choose)
+            text = yield from self._text_events(generation)
+            assert generation.finish is not None
+            ms = Milliseconds(prefill=prefilled - begun, generate=now_ms() - prefilled)
+            written = Written(text, generation.finish, tuple(generation.token_ids), generation.passes, ms)
+            yield ResultEvent(self._written(asked, written, lent.reused))
+
+    def _drafter(self, asked: _Asked, cache: KVCache, position: int) -> Drafter | None:
+        """What foresees the answer, where that is wanted."""
+        language, drafting = self._language, self._language.drafting
+        if drafting is None or not (drafting.on if asked.manner.drafting is None else asked.manner.drafting):
+            return None
+        if self._drafts is None:
+            self._drafts = drafting.scene(language.tokenizer, self.category, self._sight.hints.tolist())
+        return self._drafts.answer(asked.expression, asked.token_ids, language.decoder, cache, position)
+
+    def _text_events(self, generation: Generation) -> Generator[TextEvent | DecidedEvent, None, str]:
+        """Text as it comes, and the decision once; returns the whole text."""
+        stream, pieces, decided = self._language.tokenizer.stream(), list[str](), False
         for token in generation:
             pieces.append(stream.push(token))
             if pieces[-1]:
                 yield TextEvent(pieces[-1])
+            if not decided and ">" in pieces[-1]:
+                event = decision(self._sight, "".join(pieces))
+                if event is not None:
+                    decided = True
+                    yield event
         pieces.append(stream.finish())
         if pieces[-1]:
             yield TextEvent(pieces[-1])
-        assert generation.finish is not None
-        text = "".join(pieces)
-        answer = read_answer(text, generation.finish, self._sight.hints)
-        length = prefix.length + len(question)
-        reused = prefix.length if self._asked else 0
-        tokens = Tokens(length, reused, len(generation.token_ids), generation.passes)
-        ms = Milliseconds(prefill=prefilled - begun, generate=now_ms() - prefilled)
-        result = self._result(expression, answer, tokens, ms, text)
-        yield ResultEvent(replace(result, token_ids=tuple(generation.token_ids)))
+        return "".join(pieces)
+
+    def _together(
+        self, asked: Sequence[_Asked], limit: int, deadline_ms: float | None, prompt: PromptPath
+    ) -> list[Result]:
+        begun = now_ms()
+        limits = Limits(
+            frozenset(self._language.tokens.eos), limit, None if deadline_ms is None else begun + deadline_ms
+        )
+        room = sum(len(one.token_ids) + limit + 2 for one in asked)
+        try:
+            with self._tree.lend(prompt.segments, room, Deadline(limits.deadline_ms)) as lent:
+                questions = [Question(one.token_ids, prompt.next_position) for one in asked]
+                written = answer_together(
+                    self._language.decoder, self._language.tokenizer, lent.cache, questions, limits
+                )
+                return [
+                    self._written(one, answer, lent.reused)
+                    for one, answer in zip(asked, written, strict=True)
+                ]
+        except DeadlinePassed:
+            return [self._late(one) for one in asked]
+
+    def _written(self, asked: _Asked, written: Written, found: int) -> Result:
+        assert self._prompt is not None
+        answer = read_answer(written.text, written.finish, self._sight.hints)
+        reused = found if self._told else min(found, self._sight.reused)
+        length = self._prompt.length + len(asked.token_ids)
+        tokens = Tokens(length, reused, len(written.token_ids), written.passes)
+        result = self._result(asked, answer, tokens, written.ms, written.text)
+        return replace(result, token_ids=written.token_ids)
+
+    def _late(self, asked: _Asked) -> Result:
+        assert self._prompt is not None
+        tokens = Tokens(self._prompt.length + len(asked.token_ids))
+        return self._result(asked, Answer(Status.TIMEOUT), tokens, Milliseconds())
 
     def _result(
-        self, expression: str, answer: Answer, tokens: Tokens, ms: Milliseconds, text: str = ""
+        self, asked: _Asked, answer: Answer, tokens: Tokens, ms: Milliseconds, text: str = ""
     ) -> Result:
-        sight, seen = self._sight, self._sight.picture
-        trace = read_trace(text, sight.category, len(sight.candidates))
-        steps = tuple(Step(s.title, s.text, s.mentioned, s.verdicts) for s in trace.sections)
-        result = Result(
-            image=ImageInfo(seen.path, seen.width, seen.height, seen.sha256),
-            category=sight.category,
-            expression=expression,
-            status=answer.status,
-            boxes=[list(sight.candidates[index].box) for index in answer.indices],
-            candidates=with_verdicts(sight.candidates, trace.verdicts),
-            thought=trace.thought,
-            steps=steps,
-            tokens=tokens,
-            ms=_summed(ms, Milliseconds() if self._asked else sight.ms),
-            bundle=self._language.bundle,
-            indices=answer.indices,
-            text=text,
-        )
-        self._asked = True
-        return result
+        first, self._told = not self._told, True
+        return told(self._sight, asked.expression, answer, tokens, ms, text, first, self._language.bundle)
 
-    def _check_room(self, question: int, limit: int) -> None:
-        if self._prefix is None:
-            return
-        prompt, most = self._prefix.length + question, self._language.decoder.geometry.max_length
-        if prompt >= most:
-            raise TextError(
-                f"expression: it makes a prompt of {prompt:,} tokens, the bundle allows {most:,}. "
-                "Shorten it, or give fewer candidate boxes."
-            )
-        if prompt + limit > most:
-            raise OptionError(
-                f"max_new_tokens: {limit:,} after a prompt of {prompt:,} tokens, the bundle allows {most:,} "
-                f"together. Ask for {most - prompt:,} or fewer, or give fewer candidate boxes."
-            )
+    def _asked(self, expression: str, limit: int) -> _Asked:
+        language = self._language
+        token_ids = language.tokenizer.encode_parts(suffix(language.prompt.wording, expression))
+        if self._prompt is not None:
+            _check_room(self._prompt.length + len(token_ids), limit, language.decoder.geometry.max_length)
+        return _Asked(expression, token_ids)
+
+    def _limit(self, max_new_tokens: int | None, deadline_ms: float | None) -> int:
+        limit = self._language.prompt.max_new_tokens if max_new_tokens is None else max_new_tokens
+        _check_limits(limit, deadline_ms)
+        return limit
+
+
+def _check_room(prompt: int, limit: int, most: int) -> None:
+    if prompt >= most:
+        raise TextError(
+            f"expression: it makes a prompt of {prompt:,} tokens, the bundle allows {most:,}. "
+            "Shorten it, or give fewer candidate boxes."
+        )
+    if prompt + limit > most:
+        raise OptionError(
+            f"max_new_tokens: {limit:,} after a prompt of {prompt:,} tokens, the bundle allows {most:,} "
+            f"together. Ask for {most - prompt:,} or fewer, or give fewer candidate boxes."
+        )
 
 
 def _check_limits(max_new_tokens: int, deadline_ms: float | None) -> None:
@@ -236,18 +317,16 @@ def _check_limits(max_new_tokens: int, deadline_ms: float | None) -> None:
             f"max_new_tokens: {max_new_tokens!r}, a whole number above 0 is needed. "
             "Leave it out for the default."
         )
+    check_deadline(deadline_ms)
+
+
+def check_deadline(deadline_ms: float | None) -> None:
+    """Refuse a deadline that is not above 0.
+
+    Raises:
+        OptionError: it is not.
+    """
     if deadline_ms is not None and not deadline_ms > 0:
         raise OptionError(
             f"deadline_ms: {deadline_ms!r}, milliseconds above 0 are needed. Leave it out for no deadline."
         )
-
-
-def _summed(own: Milliseconds, shared: Milliseconds) -> Milliseconds:
-    made = Milliseconds(
-        image=own.image + shared.image,
-        detect=own.detect + shared.detect,
-        vision=own.vision + shared.vision,
-        prefill=own.prefill + shared.prefill,
-        generate=own.generate + shared.generate,
-    )
-    return replace(made, total=made.image + made.detect + made.vision + made.prefill + made.generate)

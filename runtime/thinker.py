@@ -1,44 +1,50 @@
 """A loaded bundle: looks at pictures and makes scenes of them.
 
-Layout    picture ─ detector ─ candidates ─┐
-                 └─ vision tower ─ features ┴─ prompt prefix ─ decoder ─ KV cache, kept in the scene
-Contract  Everything up to the cut of the prompt is computed once per `look`. What was asked for is run or
-          refused, never replaced: an unknown or absent device is an error.
-Elsewhere asking: scene.py; opening files: bundle.py; the parts: detector.py, vision.py, decoder.py.
+Contract  Everything up to the cut of the prompt is computed once per `look`, and not even that where it is
+          kept from before. What was asked for is run or refused, never replaced: an unknown or absent device
+          is an error.
+Elsewhere looking: looking.py; asking: scene.py; keeping: prefix_tree.py; opening files: bundle.py.
 Source    docs/sources.md#thinker
 """
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from onnxruntime.capi import onnxruntime_pybind11_state as refusals
 
 from rexthinker_edge.runtime import bundle as bundles
-from rexthinker_edge.runtime.boxes import check_boxes, to_resized_px
 from rexthinker_edge.runtime.bundle import Bundle, open_bundle
-from rexthinker_edge.runtime.decoder import Decoder, Embeddings, place_image
+from rexthinker_edge.runtime.deadline import Deadline, monotonic_ms
+from rexthinker_edge.runtime.decoder import Decoder, Embeddings
 from rexthinker_edge.runtime.detector import Detector
-from rexthinker_edge.runtime.errors import BoxError, BundleError, DeviceError, OptionError
-from rexthinker_edge.runtime.generate import now_ms
-from rexthinker_edge.runtime.image import Picture, Source, read_picture
-from rexthinker_edge.runtime.positions import mrope_positions
-from rexthinker_edge.runtime.prompt import prefix
-from rexthinker_edge.runtime.qwen_pixels import PixelLimits, VisionInput, qwen_pixels, smart_resize
-from rexthinker_edge.runtime.result import BundleInfo, Candidate, Milliseconds
-from rexthinker_edge.runtime.scene import Language, Prefix, Scene, Sight
+from rexthinker_edge.runtime.draft import Drafting
+from rexthinker_edge.runtime.draft_table import Table
+from rexthinker_edge.runtime.errors import BundleError, DeviceError, OptionError
+from rexthinker_edge.runtime.graph_check import check_graph
+from rexthinker_edge.runtime.image import Source, read_picture
+from rexthinker_edge.runtime.kept_rows import STORAGES
+from rexthinker_edge.runtime.kept_scene import restore_scene
+from rexthinker_edge.runtime.looking import Looker, Parts
+from rexthinker_edge.runtime.prefix_tree import PrefixTree
+from rexthinker_edge.runtime.qwen_pixels import PixelLimits
+from rexthinker_edge.runtime.result import BundleInfo
+from rexthinker_edge.runtime.scene import Language, Scene, check_deadline
 from rexthinker_edge.runtime.tokens import TextTokenizer, check_text
 from rexthinker_edge.runtime.vision import VisionTower
 
+__all__ = ["Parts", "Thinker", "load", "open_parts", "small_bundle"]
+
 DEVICES = ("cpu",)
+MEMORY_BYTES = 1 << 30  # six pictures of a megapixel at 7B
+AT_ONCE_THREADS = 4  # below, detector and vision tower would only take each other's cores
 # What InferenceSession raises; they share no base but Exception.
 _REFUSALS = (
     refusals.Fail,
@@ -51,116 +57,82 @@ _REFUSALS = (
 )
 
 
-@dataclass(frozen=True)
-class Parts:
-    """The models of a bundle, opened."""
-
-    detector: Detector
-    vision: VisionTower
-    language: Language
-
-
 class Thinker:
     """A loaded bundle. Make one with `load`; it may be shared between threads, its scenes may not."""
 
-    def __init__(self, bundle: Bundle, parts: Parts, device: str, threads: int) -> None:
+    def __init__(
+        self, bundle: Bundle, parts: Parts, device: str, threads: int,
+        memory_bytes: int = MEMORY_BYTES, idle_kv: str = "float32",
+    ) -> None:  # fmt: skip
+        """Put the parts to work; see `load` for the options."""
         self._bundle, self._parts = bundle, parts
         self._device, self._threads = device, threads
+        self._memory_bytes, self._idle_kv = memory_bytes, idle_kv
+        prompt, vision = bundle.manifest.prompt, bundle.manifest.vision
+        limits = PixelLimits(
+            prompt.min_pixels, prompt.max_pixels, vision.patch, vision.merge, vision.temporal_patch
+        )
+        tree = PrefixTree(parts.language.decoder, memory_bytes, idle_kv)
+        self._looker = Looker(parts, tree, limits, at_once=threads >= AT_ONCE_THREADS)
 
-    def look(self, picture: Source, category: str, boxes: ArrayLike | None = None) -> Scene:
+    def look(
+        self,
+        picture: Source,
+        category: str,
+        boxes: ArrayLike | None = None,
+        deadline_ms: float | None = None,
+    ) -> Scene:
         """Find the candidates of a picture and read everything but the expression, once.
 
         Args:
             picture: path, encoded bytes, PIL image or (H, W, 3) uint8 RGB array.
             category: what the candidates are, such as "ball".
             boxes: (N, 4) candidates in pixels of the upright picture instead of the detector's; N may be 0.
+            deadline_ms: milliseconds from now after which looking stops. The scene goes on when it is asked,
+                or answers TIMEOUT where its candidates are not known.
 
         Raises:
             ImageError, TextError, BoxError: the picture, the category or the boxes cannot be used.
+            OptionError: the deadline is not positive.
         """
-        begun = now_ms()
+        begun = monotonic_ms()
+        check_deadline(deadline_ms)
+        deadline = Deadline.after(deadline_ms)
         category = check_text("category", category)
-        seen = read_picture(picture)
-        limits = self._limits()
-        height, width = smart_resize(
-            seen.height, seen.width, limits.min_pixels, limits.max_pixels, limits.factor
-        )
-        given = None if boxes is None else check_boxes(boxes, seen.size)
-        read = now_ms()
-        found, scores = (
-            (given, None) if given is not None else self._parts.detector.detect(seen.pixels_HWC, category)
-        )
-        detected = now_ms()
-        candidates = _candidates(found, scores)
-        hints = to_resized_px(found, seen.size, (width, height))
-        image_ms = max(read - begun, seen.read_ms)  # a `Picture` was read before
-        ms = Milliseconds(image=image_ms, detect=detected - read)
-        if not candidates:
-            return Scene(self._parts.language, Sight(seen, category, (), hints, ms), None)
-        kept, ms = self._read_prefix(seen, category, hints, ms)
-        return Scene(self._parts.language, Sight(seen, category, candidates, hints, ms), kept)
+        return self._looker.look(read_picture(picture), category, boxes, deadline, begun)
+
+    def restore(self, path: str | os.PathLike[str]) -> Scene:
+        """A scene that `Scene.save` wrote, ready for expressions without looking again.
+
+        Raises:
+            SceneError: the file is none of ours, damaged, or made by another bundle than this one.
+        """
+        return restore_scene(self._looker, Path(path))
 
     def describe(self) -> dict[str, Any]:
         """What runs here, and on what: plain values, fit for JSON."""
-        manifest = self._bundle.manifest
+        manifest, drafting = self._bundle.manifest, self._parts.language.drafting
         return {
             "bundle": {"name": manifest.name, "digest": self._bundle.digest, "path": str(self._bundle.path)},
             "model": dataclasses.asdict(manifest.model),
             "quantisation": dict(manifest.quantisation),
             "device": self._device,
             "threads": self._threads,
+            "memory_bytes": self._memory_bytes,
+            "idle_kv": self._idle_kv,
+            "drafting": None if drafting is None else drafting.describe(),
             "providers": list(self._parts.vision.session.get_providers()),
             "onnxruntime": ort.__version__,
         }
 
-    def _limits(self) -> PixelLimits:
-        prompt, vision = self._bundle.manifest.prompt, self._bundle.manifest.vision
-        return PixelLimits(
-            prompt.min_pixels, prompt.max_pixels, vision.patch, vision.merge, vision.temporal_patch
-        )
-
-    def _read_prefix(
-        self, seen: Picture, category: str, hints: NDArray[np.int64], ms: Milliseconds
-    ) -> tuple[Prefix, Milliseconds]:
-        """Vision tower and prefill of everything left of the cut."""
-        begun = now_ms()
-        pixels = qwen_pixels(seen.pixels_HWC, self._limits())
-        token_ids = self._prefix_ids(pixels, category, hints)
-        resized = now_ms()
-        features = self._parts.vision.encode(pixels)
-        encoded = now_ms()
-        language, merge = self._parts.language, self._bundle.manifest.vision.merge
-        positions, following = mrope_positions(token_ids, language.tokens.image_pad, [pixels.grid_thw], merge)
-        embeds = place_image(
-            language.decoder.embed(token_ids), token_ids, language.tokens.image_pad, features
-        )
-        cache = language.decoder.new_cache(len(token_ids) + language.prompt.max_new_tokens + 64)
-        language.decoder.run(embeds, positions, cache)
-        prefilled = now_ms()
-        kept = Prefix(cache, len(token_ids), following)
-        image_ms = ms.image + resized - begun
-        return kept, dataclasses.replace(
-            ms, image=image_ms, vision=encoded - resized, prefill=prefilled - encoded
-        )
-
-    def _prefix_ids(self, pixels: VisionInput, category: str, hints: NDArray[np.int64]) -> list[int]:
-        language, merge = self._parts.language, self._bundle.manifest.vision.merge
-        settings = language.prompt
-        parts = prefix(
-            settings.system, settings.wording, category, hints.tolist(), pixels.merged_tokens(merge)
-        )
-        token_ids = language.tokenizer.encode_parts(parts)
-        most = language.decoder.geometry.max_length
-        if len(token_ids) >= most:
-            raise BoxError(
-                f"candidate boxes: {len(hints)} of them and the picture make a prompt of {len(token_ids):,} "
-                f"tokens, the bundle allows {most:,}. Keep fewer boxes, or give a smaller picture."
-            )
-        return token_ids
-
 
 def load(
-    path: str | os.PathLike[str] | None = None, device: str = "cpu", threads: int | None = None
+    path: str | os.PathLike[str] | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    memory_bytes: int = MEMORY_BYTES,
+    idle_kv: str = "float32",
+    drafting: bool = True,
 ) -> Thinker:
     """Open a bundle.
 
@@ -168,21 +140,32 @@ def load(
         path: its directory; the small bundled model when None.
         device: where it runs. This version runs on "cpu"; anything else is refused.
         threads: cores one model uses; all when None.
+        memory_bytes: what may be kept of pictures and prompts between questions, least recently used first
+            forgotten; 0 keeps nothing. Beside it stand the models and the scenes that are answering.
+        idle_kv: how that part of it which no scene works on is kept: "float32", or "int8" in a quarter of the
+            bytes, after which answers are near those of a cold run, no longer equal.
+        drafting: foresee what comes and verify several tokens in one pass. No token changes; where a device
+            computes wider passes differently, nothing is drafted, and `describe` tells it.
 
     Raises:
         BundleError: the bundle is incomplete, altered, of a newer format, or unsafe.
         DeviceError: the device is unknown or cannot run this bundle here.
-        OptionError: `threads` is below 1.
+        OptionError: `threads` is below 1, `memory_bytes` below 0, or `idle_kv` unknown.
     """
     _check_device(device)
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise OptionError(
             f"threads: {threads!r}, a whole number above 0 is needed. Leave it out for all cores."
         )
+    _check_memory(memory_bytes, idle_kv)
     opened = open_bundle(small_bundle() if path is None else path)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or 0
-    return Thinker(opened, open_parts(opened, options), device, threads or os.cpu_count() or 1)
+    cores = threads or os.cpu_count() or 1
+    parts = open_parts(opened, options)
+    if parts.language.drafting is not None:
+        parts.language.drafting.on = drafting
+    return Thinker(opened, parts, device, cores, memory_bytes, idle_kv)
 
 
 def small_bundle() -> Path:
@@ -191,34 +174,49 @@ def small_bundle() -> Path:
 
 
 def open_parts(opened: Bundle, options: ort.SessionOptions) -> Parts:
-    """Open the three graphs, the embeddings and the tokenizers of a bundle.
+    """Open the three graphs, at the same time, the embeddings and the tokenizers of a bundle.
 
     Raises:
         BundleError: ONNX Runtime cannot open a graph, or a tokenizer or the embeddings are not as described.
     """
     manifest = opened.manifest
-    embeddings = Embeddings(opened.file(bundles.EMBEDDINGS), manifest.decoder)
-    with _opening(opened, bundles.DECODER) as path:
-        decoder = Decoder(path, embeddings, manifest.decoder, options)
-    with _opening(opened, bundles.VISION) as path:
-        vision = VisionTower(path, manifest.vision, options)
-    with _opening(opened, bundles.DETECTOR) as path:
-        detector = Detector(path, opened.file(bundles.DETECTOR_TOKENIZER), manifest.detector, options)
-    language = Language(
-        tokenizer=TextTokenizer(opened.file(bundles.TOKENIZER)),
-        decoder=decoder,
-        prompt=manifest.prompt,
-        tokens=manifest.tokens,
-        bundle=BundleInfo(manifest.name, opened.digest),
-    )
-    return Parts(detector, vision, language)
+
+    def decoder() -> Decoder:
+        embeddings = Embeddings(opened.file(bundles.EMBEDDINGS), manifest.decoder)
+        with _opening(opened, bundles.DECODER) as path:
+            return Decoder(path, embeddings, manifest.decoder, options)
+
+    def vision() -> VisionTower:
+        with _opening(opened, bundles.VISION) as path:
+            return VisionTower(path, manifest.vision, options)
+
+    def detector() -> Detector:
+        with _opening(opened, bundles.DETECTOR) as path:
+            return Detector(path, opened.file(bundles.DETECTOR_TOKENIZER), manifest.detector, options)
+
+    with ThreadPoolExecutor(3) as pool:
+        opening = pool.submit(decoder), pool.submit(vision), pool.submit(detector)
+        tokenizer = TextTokenizer(opened.file(bundles.TOKENIZER))
+        info = BundleInfo(manifest.name, opened.digest)
+        drafting = Drafting(draft_table(opened))
+        language = Language(tokenizer, opening[0].result(), manifest.prompt, manifest.tokens, info, drafting)
+        return Parts(opening[2].result(), opening[1].result(), language)
+
+
+def draft_table(opened: Bundle) -> Table | None:
+    """The bundle's draft table, where it has one."""
+    if bundles.DRAFT not in opened.manifest.files:
+        return None
+    return Table(opened.file(bundles.DRAFT), opened.manifest.decoder.vocab)
 
 
 @contextmanager
 def _opening(opened: Bundle, name: str) -> Iterator[Path]:
-    """The path of a graph; what ONNX Runtime says against it becomes a BundleError."""
+    """The path of a graph that was checked; what ONNX Runtime says against it becomes a BundleError."""
+    path = opened.file(name)
+    check_graph(path, {file: entry.bytes for file, entry in opened.manifest.files.items()})
     try:
-        yield opened.file(name)
+        yield path
     except _REFUSALS as error:
         reason = " ".join(str(error).split())[:200]
         raise BundleError(
@@ -233,9 +231,13 @@ def _check_device(device: str) -> None:
         raise DeviceError(f'device {device!r}: this version runs bundles on {known} only. Use device="cpu".')
 
 
-def _candidates(
-    boxes: ArrayLike, scores: Sequence[float] | NDArray[np.floating[Any]] | None
-) -> tuple[Candidate, ...]:
-    rows = np.asarray(boxes, dtype=np.float64).reshape(-1, 4).tolist()
-    known = [None] * len(rows) if scores is None else [float(score) for score in scores]
-    return tuple(Candidate(i, row, score) for i, (row, score) in enumerate(zip(rows, known, strict=True)))
+def _check_memory(memory_bytes: int, idle_kv: str) -> None:
+    if isinstance(memory_bytes, bool) or not isinstance(memory_bytes, int) or memory_bytes < 0:
+        raise OptionError(
+            f"memory_bytes: {memory_bytes!r}, a whole number of bytes from 0 is needed. "
+            f"Leave it out for {MEMORY_BYTES:,}."
+        )
+    if idle_kv not in STORAGES:
+        raise OptionError(
+            f"idle_kv: {idle_kv!r}, one of {', '.join(STORAGES)} is needed. Leave it out for float32."
+        )

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from rexthinker_edge.runtime import bundle as bundles
 from rexthinker_edge.runtime import thinker as thinkers
+from rexthinker_edge.runtime.deadline import NEVER
 from rexthinker_edge.runtime.decoder import DecoderGeometry
 from rexthinker_edge.runtime.detector import DetectorGeometry
 from rexthinker_edge.runtime.positions import mrope_positions
@@ -95,6 +96,27 @@ class FakeCache:
         assert 0 <= length <= self.length
         del self.ids[length:], self.positions[length:]
 
+    @property
+    def nbytes(self) -> int:
+        return self.length * 8  # a key and a value, one number wide
+
+    def reserve(self, capacity: int, branches: bool = False) -> None:
+        assert capacity >= self.length
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Id and positions of each token, in place of keys and values."""
+        packed = [[i, *p] for i, p in zip(self.ids[start:stop], self.positions[start:stop], strict=True)]
+        return np.array(packed, np.float32).reshape(1, 1, -1, 4)
+
+    def append(self, rows: np.ndarray) -> None:
+        for row in rows[0, 0].astype(int).tolist():
+            self.ids.append(row[0])
+            self.positions.append(row[1:])
+
+    def fork(self, length: int, capacity: int) -> "FakeCache":
+        assert capacity >= length
+        return FakeCache(self.ids[:length], self.positions[:length])
+
 
 class FakeDecoder:
     """Says what its script says to a prompt; checks that every pass sees the right positions."""
@@ -104,7 +126,7 @@ class FakeDecoder:
     ) -> None:
         self.tokenizer, self.geometry, self.script = tokenizer, geometry, script
         self.start, self.end = (tokenizer.special_id(name) for name in ("<|im_start|>", "<|im_end|>"))
-        self.read = 0  # tokens, over all passes
+        self.read = 0  # tokens of prompts, over all passes that choose nothing but a first token
         self.answer: list[int] = []
         self.prompts: list[list[int]] = []
 
@@ -115,13 +137,15 @@ class FakeDecoder:
     def embed(self, token_ids: list[int]) -> np.ndarray:
         return np.array(token_ids, np.float32)[:, None]
 
-    def run(self, embeds, positions, cache, last_only=True) -> np.ndarray:
-        cache.ids += embeds[:, 0].astype(int).tolist()
-        cache.positions += positions.T.tolist()
-        self.read += len(embeds)
-        logits = np.zeros((1, self.geometry.vocab), np.float32)
-        logits[0, self._next(cache)] = 1
-        return logits
+    def run(self, embeds, positions, cache, last_only=True, deadline=NEVER) -> np.ndarray:
+        deadline.check()
+        logits = np.zeros((len(embeds), self.geometry.vocab), np.float32)
+        for row, (id_, position) in enumerate(zip(embeds[:, 0].astype(int), positions.T, strict=True)):
+            cache.ids.append(int(id_))
+            cache.positions.append(position.tolist())
+            logits[row, self._next(cache)] = 1
+        self.read += len(embeds) if last_only else 0
+        return logits[-1:] if last_only else logits
 
     def _next(self, cache: FakeCache) -> int:
         last = len(cache.ids) - 1 - cache.ids[::-1].index(self.start)
@@ -156,7 +180,8 @@ class FakeVision:
         self.session = SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
         self.encoded = 0
 
-    def encode(self, vision) -> np.ndarray:
+    def encode(self, vision, deadline=NEVER) -> np.ndarray:
+        deadline.check()
         self.encoded += 1
         type(self).last_grid = vision.grid_thw
         return np.full((vision.merged_tokens(), 1), -1, np.float32)
@@ -168,7 +193,8 @@ class FakeDetector:
     def __init__(self) -> None:
         self.boxes, self.asked = DETECTED, []
 
-    def detect(self, pixels_HWC, category):
+    def detect(self, pixels_HWC, category, deadline=NEVER):
+        deadline.check()
         self.asked.append((pixels_HWC.shape, category))
         rows = np.array(self.boxes, np.float32).reshape(-1, 4)
         return rows, np.linspace(0.9, 0.5, len(rows), dtype=np.float32)

@@ -16,9 +16,10 @@ from rexthinker_edge.runtime.errors import (
     TextError,
 )
 from rexthinker_edge.runtime.image import read_picture
-from rexthinker_edge.runtime.result import CandidatesEvent, ResultEvent, TextEvent
+from rexthinker_edge.runtime.result import CandidatesEvent, DecidedEvent, ResultEvent, TextEvent
 from rexthinker_edge.runtime.thinker import load
 from rexthinker_edge.runtime.trace import Verdict
+from tests.conftest import hinted
 
 PICTURE = np.full((100, 200, 3), 90, np.uint8)
 MINE = [[10.0, 20.0, 60.0, 80.0], [70.0, 20.0, 120.0, 80.0]]
@@ -76,9 +77,7 @@ def test_the_prefix_is_read_once(make_world):
     assert second.tokens.reused == prefix_tokens
     assert second.tokens.reused >= 0.9 * second.tokens.prompt
     suffixes = first.tokens.prompt + second.tokens.prompt - 2 * prefix_tokens
-    # the first generated token needs no pass of its own, the end token is never read
-    written = first.tokens.generated + second.tokens.generated - 2
-    assert world.decoder.read == prefix_tokens + suffixes + written
+    assert world.decoder.read == prefix_tokens + suffixes
     assert first.tokens.passes == first.tokens.generated
 
 
@@ -122,9 +121,33 @@ def test_stream_tells_candidates_then_text_then_the_result(make_world):
     assert isinstance(events[0], CandidatesEvent)
     assert [c.verdict for c in events[0].candidates] == [Verdict.UNKNOWN] * 3
     assert isinstance(events[-1], ResultEvent)
-    assert all(isinstance(event, TextEvent) for event in events[1:-1])
-    assert "".join(event.text for event in events[1:-1]) == events[-1].result.text
+    assert all(isinstance(event, (TextEvent, DecidedEvent)) for event in events[1:-1])
+    texts = [event.text for event in events if isinstance(event, TextEvent)]
+    assert "".join(texts) == events[-1].result.text
     assert "\ufffd" not in events[-1].result.text
+
+
+def judge_all(prompt):
+    """A trace that judges three candidates and answers something else than it judged."""
+    return (
+        "<think>OK: - Step 1: look.\n\n# Summarize and Re-Check answer\n- Ball 1: red → ✅\n"
+        "- Ball 2: red → ✅\n- Ball 3: mug → ❌\n"
+        f'</think><answer>json\n[{{"bbox_2d": {hinted(prompt)[0]}}}]\n</answer>'
+    )
+
+
+def test_stream_tells_the_decision_before_the_answer_is_written(make_world):
+    scene = make_world(judge_all).thinker.look(PICTURE, "ball")
+    events = list(scene.stream("the red balls"))
+    at = [index for index, event in enumerate(events) if isinstance(event, DecidedEvent)]
+    assert len(at) == 1
+    assert events[at[0]] == DecidedEvent((0, 1), [[10.0, 20.0, 60.0, 80.0], [70.0, 20.0, 120.0, 80.0]])
+    before = "".join(event.text for event in events[: at[0]] if isinstance(event, TextEvent))
+    assert before.endswith("</think>")
+    assert events[-1].result.boxes == [[10.0, 20.0, 60.0, 80.0]]  # the answer is what counts
+    undecided = make_world(lambda _prompt: "<think># Summarize\n- Ball 1: ✅\n</think><answer>[]</answer>")
+    told = list(undecided.thinker.look(PICTURE, "ball").stream("it"))
+    assert not any(isinstance(event, DecidedEvent) for event in told)
 
 
 def test_the_callers_candidates(make_world):

@@ -1,0 +1,88 @@
+"""What looking saw, and how an answer about it is told.
+
+Elsewhere looking: thinker.py; asking: scene.py; what is told: result.py; verdicts: trace.py.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rexthinker_edge.runtime.answer import Answer
+from rexthinker_edge.runtime.image import Picture
+from rexthinker_edge.runtime.result import (
+    BundleInfo,
+    Candidate,
+    DecidedEvent,
+    ImageInfo,
+    Milliseconds,
+    Result,
+    Step,
+    Tokens,
+    with_verdicts,
+)
+from rexthinker_edge.runtime.trace import Verdict, read_trace
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What `look` saw."""
+
+    picture: Picture
+    category: str
+    candidates: tuple[Candidate, ...]
+    hints: NDArray[np.int64]  # (N, 4) candidates in resized pixels
+    ms: Milliseconds  # of looking, prefix prefill included
+    reused: int = 0  # tokens of the prefix that looking found kept
+    late: bool = False  # the deadline of looking came before the candidates were known
+
+
+def told(
+    sight: Sight, expression: str, answer: Answer, tokens: Tokens, ms: Milliseconds, text: str, first: bool,
+    bundle: BundleInfo,
+) -> Result:  # fmt: skip
+    """The result of one expression.
+
+    Args:
+        text: everything generated.
+        first: the scene's first result, which tells what looking took.
+    """
+    seen = sight.picture
+    trace = read_trace(text, sight.category, len(sight.candidates))
+    return Result(
+        image=ImageInfo(seen.path, seen.width, seen.height, seen.sha256),
+        category=sight.category,
+        expression=expression,
+        status=answer.status,
+        boxes=[list(sight.candidates[index].box) for index in answer.indices],
+        candidates=with_verdicts(sight.candidates, trace.verdicts),
+        thought=trace.thought,
+        steps=tuple(Step(s.title, s.text, s.mentioned, s.verdicts) for s in trace.sections),
+        tokens=tokens,
+        ms=_summed(ms, sight.ms if first else Milliseconds()),
+        bundle=bundle,
+        indices=answer.indices,
+        text=text,
+    )
+
+
+def decision(sight: Sight, text: str) -> DecidedEvent | None:
+    """What the thought so far has decided: something once it is closed and has judged every candidate."""
+    if "</think>" not in text:
+        return None
+    verdicts = read_trace(text, sight.category, len(sight.candidates)).verdicts
+    if Verdict.UNKNOWN in verdicts:
+        return None
+    indices = tuple(index for index, verdict in enumerate(verdicts) if verdict is Verdict.MATCH)
+    return DecidedEvent(indices, [list(sight.candidates[index].box) for index in indices])
+
+
+def _summed(own: Milliseconds, shared: Milliseconds) -> Milliseconds:
+    made = Milliseconds(
+        image=own.image + shared.image,
+        detect=own.detect + shared.detect,
+        vision=own.vision + shared.vision,
+        prefill=own.prefill + shared.prefill,
+        generate=own.generate + shared.generate,
+    )
+    return replace(made, total=made.image + made.detect + made.vision + made.prefill + made.generate)

@@ -1,0 +1,192 @@
+"""Several expressions decoded together behind one prefix.
+
+Layout    All answers lie in one cache, mixed: a pass reads the next token of every answer that goes on and
+          writes their rows one behind the other. The attention bias hides from each token the rows of the
+          other answers, so the prefix is stored and read once. An answer that ends leaves; the rest go on.
+          (GroupQueryAttention refuses several rows a batch entry over a past, and a batch would hold the
+          prefix once per entry; docs/scenes.md.)
+Contract  Token for token what asking one by one gives. Sums over mixed rows run in another order, so two
+          logits that nearly tie may change places: an answer that met such a tie is read again by itself, in
+          one pass, and goes on alone from the token where it differs.
+Elsewhere one answer: generate.py; the pass: decoder.py; who asks: scene.py.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rexthinker_edge.runtime.deadline import Deadline
+from rexthinker_edge.runtime.decoder import Decoder, KVCache
+from rexthinker_edge.runtime.generate import Finish, Generation, Limits, now_ms
+from rexthinker_edge.runtime.positions import text_positions
+from rexthinker_edge.runtime.result import Milliseconds
+from rexthinker_edge.runtime.tokens import TextTokenizer
+
+TOGETHER = 8  # answers in one group: more would mostly read each other's hidden rows
+# Two logits closer than this share of the largest may have changed places.
+NEAR_TIE = 1 / 64
+_PREFIX = -1
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is read behind the prefix."""
+
+    token_ids: list[int]
+    position: int  # of its first token
+
+
+@dataclass(frozen=True)
+class Written:
+    """One answer as the model wrote it."""
+
+    text: str
+    finish: Finish
+    token_ids: tuple[int, ...]  # end token included
+    passes: int
+    ms: Milliseconds  # prefill and generate only
+
+
+@dataclass(eq=False)
+class _Branch:
+    """One answer on its way."""
+
+    owner: int
+    question: Question
+    token_ids: list[int] = field(default_factory=list)
+    doubtful: list[int] = field(default_factory=list)  # which of token_ids were nearly others
+    finish: Finish | None = None
+    ended_ms: float = 0.0
+    passes: int = 0
+
+    @property
+    def next_position(self) -> int:
+        """Of the token to be read next, the last one chosen."""
+        return self.question.position + len(self.question.token_ids) + len(self.token_ids) - 1
+
+    def choose(self, logits: NDArray[np.float32], limits: Limits) -> None:
+        """Take the largest logit of (vocab,), and note whether another came near."""
+        token = int(logits.argmax())
+        second = np.partition(logits, -2)[-2]
+        if logits[token] - second <= NEAR_TIE * np.abs(logits[token]):
+            self.doubtful.append(len(self.token_ids))
+        self.token_ids.append(token)
+        self.passes += 1
+        if token in limits.end_ids:
+            self.finish = Finish.STOP
+        elif len(self.token_ids) >= limits.max_new_tokens:
+            self.finish = Finish.LENGTH
+        self.ended_ms = now_ms()
+
+
+class Together:
+    """Answers that grow in one cache."""
+
+    def __init__(
+        self, decoder: Decoder, cache: KVCache, questions: Sequence[Question], limits: Limits
+    ) -> None:
+        """Begin behind what the cache holds; read the questions, in as few passes as one question's."""
+        self.decoder, self.cache, self.limits = decoder, cache, limits
+        self.deadline = Deadline(limits.deadline_ms)
+        self.owners = np.full(cache.length, _PREFIX, np.int32)
+        self.branches = [_Branch(owner, question) for owner, question in enumerate(questions)]
+        ids = [token for question in questions for token in question.token_ids]
+        owners = np.repeat(np.arange(len(questions), dtype=np.int32), [len(q.token_ids) for q in questions])
+        positions = [text_positions(q.position, len(q.token_ids)) for q in questions]
+        lasts = np.cumsum([len(q.token_ids) for q in questions]) - 1
+        logits = self._read(ids, np.concatenate(positions, axis=1), owners, lasts)
+        for branch, row in zip(self.branches, logits, strict=True):
+            branch.choose(row, limits)
+
+    def step(self) -> bool:
+        """One pass for every answer that goes on; False when none does."""
+        going = [branch for branch in self.branches if branch.finish is None]
+        if going and self.limits.deadline_ms is not None and now_ms() >= self.limits.deadline_ms:
+            for branch in going:
+                branch.finish, branch.ended_ms = Finish.DEADLINE, now_ms()
+            return False
+        if not going:
+            return False
+        # No pass has a single row: it would be computed by other kernels (generate.py).
+        rows = going if len(going) > 1 else going * 2
+        positions = np.concatenate([text_positions(branch.next_position, 1) for branch in rows], axis=1)
+        owners = np.array([branch.owner for branch in rows], np.int32)
+        ids = [branch.token_ids[-1] for branch in rows]
+        logits = self._read(ids, positions, owners, np.arange(len(going)))
+        self.cache.rewind(self.cache.length - len(rows) + len(going))
+        self.owners = self.owners[: self.cache.length]
+        for branch, row in zip(going, logits, strict=True):
+            branch.choose(row, self.limits)
+        return True
+
+    def _read(
+        self, ids: list[int], positions: NDArray[np.int64], owners: NDArray[np.int32], rows: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Read tokens of known owners in passes of at most a chunk; logits of `rows`."""
+        embeds, logits = self.decoder.embed(ids), []
+        for start in range(0, len(ids), self.decoder.prefill_chunk):
+            part = slice(start, min(start + self.decoder.prefill_chunk, len(ids)))
+            self.owners = np.concatenate([self.owners, owners[part]])
+            seen = (self.owners == _PREFIX) | (self.owners[None] == owners[part, None])
+            wanted = rows[(rows >= part.start) & (rows < part.stop)] - part.start
+            asked = wanted if len(wanted) else np.zeros(1, np.int64)
+            got = self.decoder.run_branches(
+                embeds[part], positions[:, part], ~seen, asked, self.cache, self.deadline
+            )
+            logits.append(got[: len(wanted)])
+        return np.concatenate(logits)
+
+
+def answer_together(
+    decoder: Decoder, tokenizer: TextTokenizer, cache: KVCache, questions: Sequence[Question], limits: Limits
+) -> list[Written]:
+    """Answer questions about one prefix, each as if it were asked alone.
+
+    Args:
+        cache: holds the prefix and nothing else; holds more afterwards.
+
+    Raises:
+        DeadlinePassed: before the first token; later, answers end with Finish.DEADLINE.
+    """
+    begun, prefix = now_ms(), cache.length
+    together = Together(decoder, cache, questions, limits)
+    prefilled = now_ms()
+    while together.step():
+        pass
+    written = []
+    for branch in together.branches:
+        if branch.doubtful and branch.finish is not Finish.DEADLINE:
+            cache.rewind(prefix)
+            _settle(decoder, cache, branch, limits)
+        assert branch.finish is not None
+        ids = branch.token_ids
+        spoken = ids[:-1] if branch.finish is Finish.STOP else ids
+        ms = Milliseconds(prefill=prefilled - begun, generate=branch.ended_ms - prefilled)
+        written.append(Written(tokenizer.decode(spoken), branch.finish, tuple(ids), branch.passes, ms))
+    return written
+
+
+def _settle(decoder: Decoder, cache: KVCache, branch: _Branch, limits: Limits) -> None:
+    """Read an answer again by itself; where a near tie falls the other way, go on alone from there."""
+    question = branch.question
+    ids = [*question.token_ids, *branch.token_ids[:-1]]
+    first = len(question.token_ids) - 1  # its logits chose token_ids[0]
+    prefix = cache.length
+    rows = np.array([first + index for index in branch.doubtful])
+    logits = decoder.run_rows(decoder.embed(ids), text_positions(question.position, len(ids)), rows, cache)
+    branch.passes += 1
+    for index, row in zip(branch.doubtful, logits, strict=True):
+        if int(row.argmax()) == branch.token_ids[index]:
+            continue
+        cache.rewind(prefix + len(question.token_ids) + index)
+        left = Limits(limits.end_ids, limits.max_new_tokens - index, limits.deadline_ms)
+        after = question.position + len(question.token_ids) + index
+        generation = Generation(decoder, cache, row[None], after, left)
+        for _ in generation:
+            pass
+        branch.token_ids[index:] = generation.token_ids
+        branch.finish, branch.passes = generation.finish, branch.passes + generation.passes
+        break
+    branch.ended_ms = now_ms()
