@@ -103,11 +103,7 @@ class Dataset(ABC):
         Raises:
             DataError: there is no such number, or the record cannot be read.
         """
-        if not 0 <= number < len(self):
-            raise DataError(
-                f"{self.spec}: record {number:,} asked for, there are {len(self):,}, counted from 0. "
-                "Give a smaller number."
-            )
+        self.check_number(number)
         try:
             return self.read(number)
         except BAD as error:
@@ -116,6 +112,14 @@ class Dataset(ABC):
                 f"{file}, line {line}: {why(error)}, a whole record is needed. Leave it out, or copy the "
                 "file again."
             ) from error
+
+    def check_number(self, number: int) -> None:
+        """Raise DataError when there is no such record."""
+        if not 0 <= number < len(self):
+            raise DataError(
+                f"{self.spec}: record {number:,} asked for, there are {len(self):,}, counted from 0. "
+                "Give a smaller number."
+            )
 
     def records(self, problems: list[Problem]) -> Iterator[tuple[int, Record]]:
         """Every readable record with its number; the others go to `problems`."""

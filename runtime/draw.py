@@ -8,6 +8,7 @@ Elsewhere where verdicts come from: trace.py.
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -39,12 +40,16 @@ def draw_result(picture: Picture, result: Result) -> Image.Image:
     """
     assert picture.sha256 == result.image.sha256, "a result belongs to its own picture"
     image = Image.fromarray(picture.pixels_HWC.copy())
+    draw_candidates(image, result.candidates, frozenset(result.indices))
+    return image
+
+
+def draw_candidates(image: Image.Image, candidates: Sequence[Candidate], chosen: frozenset[int]) -> None:
+    """Draw candidates onto an image, the `chosen` (by index) on top; boxes are in its pixels."""
     draw = ImageDraw.Draw(image)
     thin = max(1, round(min(image.size) / 300))
-    chosen = set(result.indices)
-    for candidate in sorted(result.candidates, key=lambda candidate: candidate.index in chosen):
+    for candidate in sorted(candidates, key=lambda candidate: candidate.index in chosen):
         _draw_candidate(draw, image.size, candidate, candidate.index in chosen, thin)
-    return image
 
 
 def check_target(path: Path) -> None:

@@ -12,8 +12,7 @@ from typing import Any
 
 import click
 
-from rexthinker_edge.commands.judging import chosen_numbers, tell_problems, write_json
-from rexthinker_edge.runtime.errors import OptionError
+from rexthinker_edge.commands.judging import chosen_numbers, tell_problems, write_json, write_text
 
 PATH = click.Path(path_type=Path)
 
@@ -86,7 +85,7 @@ def compare(subjects: tuple[str, ...], spec: str, images: Path | None, **options
         write_json(options["report"], told)
     text = markdown(told)
     if options["markdown_path"] is not None:
-        _write_text(options["markdown_path"], text)
+        write_text(options["markdown_path"], text)
     click.echo(json.dumps(told, ensure_ascii=False) if options["as_json"] else text, nl=options["as_json"])
     for failure in told["gate"]["failures"]:
         click.echo(f"gate: {failure}", err=True)
@@ -99,12 +98,3 @@ def _folder(subjects: tuple[str, ...], trial: Any) -> Path:
     spec = trial.dataset.rpartition(":")[0] if trial.dataset.startswith("workbench:") else trial.dataset
     key = json.dumps([places, spec, trial.images, trial.boxes])
     return Path("runs") / f"compare-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-
-
-def _write_text(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OptionError(
-            f"{path}: cannot be written ({error.strerror}), a writable place is needed. Choose another."
-        ) from error

@@ -53,8 +53,13 @@ def tell_problems(problems: "list[Problem]") -> None:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write a report; OptionError when it cannot be written there."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file; OptionError when it cannot be written there."""
     try:
-        path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise OptionError(
             f"{path}: cannot be written ({error.strerror}), a writable place is needed. Choose another."
