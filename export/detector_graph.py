@@ -51,7 +51,7 @@ def write_detector(
         checkpoint_dir: Hugging Face layout: config.json, model.safetensors, preprocessor_config.json.
         out_path: the graph; its text branch and the weights of both go beside it.
         weights: "bf16" stores what bfloat16 holds exactly in two bytes a value, "fp32" everything in four.
-        int8: names of linear layers that get 8-bit weights, as calibration/drift.py chooses them.
+        int8: names of linear layers that get 8-bit weights, as detector_int8.py chooses them.
 
     Returns:
         What the runtime must know; it belongs into the manifest.
@@ -67,7 +67,7 @@ def write_detector(
     detector = _load(checkpoint_dir)
     _write_text(detector.model, text_path(out_path), weights == "bf16")
     _write_detector(detector, out_path, weights == "bf16", int8)
-    return replace(geometry, tables=table_rules(detector))
+    return replace(geometry, tables=table_rules(detector), int8=tuple(int8))
 
 
 def table_rules(detector: Any) -> TableRules:
@@ -198,12 +198,30 @@ def _load(checkpoint_dir: Path) -> Any:
     return detector.eval()
 
 
-def _write_detector(detector: Any, out_path: Path, halves: bool, int8: Collection[str]) -> None:
-    """`detector.onnx`: pixels, words and the tables of a size in, logits and boxes out."""
+def write_both_precisions(checkpoint_dir: Path, out_path: Path) -> tuple[DetectorGeometry, list[str]]:
+    """A detector to measure with: its input `rounded` says per linear layer whether it computes in 8 bits.
+
+    Returns:
+        As `write_detector`, and the layers' names in the order of that input.
+    """
+    geometry, detector = read_geometry(checkpoint_dir), _load(checkpoint_dir)
+    _write_text(detector.model, text_path(out_path), halves=True)
+    names = _write_detector(detector, out_path, True, (), switches=True)
+    return replace(geometry, tables=table_rules(detector)), names
+
+
+def _write_detector(
+    detector: Any, out_path: Path, halves: bool, int8: Collection[str], switches: bool = False
+) -> list[str]:
+    """`detector.onnx`: pixels, words and the tables of a size in, logits and boxes out.
+
+    Returns:
+        The names of its linear layers.
+    """
     model = detector.model
     width, queries = model.config.d_model, model.config.num_queries
     with torch.no_grad(), GraphWriter(out_path) as graph:
-        writer = DetectorWriter(graph, halves, int8)
+        writer = DetectorWriter(graph, halves, int8, switches)
         pixels = graph.input("pixel_values", "float32", [1, 3, "height", "width"])
         text = Words(
             graph.input("text", "float32", ["tokens", width]),
@@ -219,6 +237,7 @@ def _write_detector(detector: Any, out_path: Path, halves: bool, int8: Collectio
         unknown = sorted(frozenset(int8) - writer.linears.keys())
         assert not unknown, f"no linear layer {unknown[0]}"
         graph.save()
+    return list(writer.linears)
 
 
 def _write_text(model: Any, out_path: Path, halves: bool) -> None:

@@ -3,7 +3,8 @@
 Layout    Everything is rows by channels; there is no batch axis.
 Contract  A weight that bfloat16 holds without loss is stored so and cast at load: half the bytes, the same
           numbers. Linear layers named in `int8` get 8-bit weights instead; asking for a layer that does not
-          exist is our mistake.
+          exist is our mistake. A graph with switches holds every layer in both precisions and takes the one
+          or the other as its input `rounded` (layers,) says, in the order of `linears`: to measure with.
 Elsewhere what is written: detector_swin.py, detector_text.py, detector_encoder.py, detector_decoder.py;
           operations: kernels/.
 """
@@ -34,10 +35,13 @@ def values(parameter: torch.Tensor) -> NDArray[np.float32]:
 class DetectorWriter:
     """A graph under construction, and which of its linear layers are 8-bit."""
 
-    def __init__(self, graph: GraphWriter, exact_halves: bool, int8: Collection[str] = ()) -> None:
+    def __init__(
+        self, graph: GraphWriter, exact_halves: bool, int8: Collection[str] = (), switches: bool = False
+    ) -> None:
         """`exact_halves` stores in two bytes what bfloat16 holds exactly."""
         self.graph, self._halves, self._int8 = graph, exact_halves, frozenset(int8)
-        self.linears: dict[str, int] = {}  # each linear layer that may be 8-bit, and its weights
+        self._rounded = graph.input("rounded", "float32", ["layers"]) if switches else None
+        self.linears: dict[str, int] = {}  # each linear layer and its weights
 
     def array(self, name: str, array: NDArray[np.float32]) -> str:
         """Store a weight and return the name of its float32 value."""
@@ -81,13 +85,21 @@ class DetectorWriter:
     ) -> str:
         """x @ weightᵀ + bias with weight (out, in), 8-bit where the recipe says so."""
         assert name not in self.linears, name
+        index, shift = len(self.linears), None if bias is None else self.graph.constant(bias)
         self.linears[name] = weight.size
-        shift = None if bias is None else self.graph.constant(bias)
         if name in self._int8:
-            rounded = round_channels(weight)
-            codes = self.graph.array(f"{name}.codes", rounded.codes)
-            return lower_int8_linear(self.graph, x, codes, self.graph.constant(rounded.scales), shift)
-        return lower_rows_linear(self.graph, x, self.array(name, np.ascontiguousarray(weight)), shift)
+            return self._integers(x, name, weight, shift)
+        exact = lower_rows_linear(self.graph, x, self.array(name, np.ascontiguousarray(weight)), shift)
+        if self._rounded is None:
+            return exact
+        switch = self.graph.node("Gather", [self._rounded, self.graph.constant(np.array(index, np.int64))])
+        change = self.graph.node("Sub", [self._integers(x, name, weight, shift), exact])
+        return self.add(exact, self.graph.node("Mul", [change, switch]))
+
+    def _integers(self, x: str, name: str, weight: NDArray[np.float32], shift: str | None) -> str:
+        rounded = round_channels(weight)
+        codes = self.graph.array(f"{name}.codes", rounded.codes)
+        return lower_int8_linear(self.graph, x, codes, self.graph.constant(rounded.scales), shift)
 
     def mlp(self, x: str, name: str, first: Any, second: Any, activation: str) -> str:
         """Two linear layers with "relu" or "gelu" between."""

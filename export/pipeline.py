@@ -21,13 +21,14 @@ from rexthinker_edge.export.checkpoint import Checkpoint
 from rexthinker_edge.export.config import ModelConfig, TextConfig, read_config
 from rexthinker_edge.export.decoder_graph import write_decoder
 from rexthinker_edge.export.detector_graph import read_geometry, write_detector
+from rexthinker_edge.export.detector_int8 import detector_layers
 from rexthinker_edge.export.embeddings import EmbeddingPrecision, write_embeddings
 from rexthinker_edge.export.golden import record_answers, write_pictures
 from rexthinker_edge.export.journal import Journal, has_parts, held, source_fingerprint
+from rexthinker_edge.export.plan import ExportPlan, check_disk, existing_parent, plan_export
 from rexthinker_edge.export.quantize import IntegerRecipe, Precision, choose_block
 from rexthinker_edge.export.source_files import model_card, read_settings, read_tokens
 from rexthinker_edge.export.vision_graph import write_vision
-from rexthinker_edge.export.plan import ExportPlan, check_disk, existing_parent, plan_export
 from rexthinker_edge.runtime import bundle as bundles
 from rexthinker_edge.runtime.bundle import FORMAT_VERSION, Golden, Manifest, check_target, seal, staged
 from rexthinker_edge.runtime.decoder import DecoderGeometry
@@ -51,6 +52,8 @@ class ExportOptions:
         accuracy_level: of MatMulNBits, 0 (float32 activations) or 4 (int8 activations, faster).
         head_bits: of the output layer where the decoder is in integers, 4 or 8.
         embeddings: of the token table: as stored, or int8 with a scale a row.
+        vision: "fp32" or "int8", of the vision tower's linear layers.
+        detector: "fp32", or "int8" in those linear layers that measurably do not move boxes.
         golden_questions: how many self-tests the bundle carries, 0 to 3; recording them asks the new bundle.
         golden_tokens: most tokens of a self-test's answer; None: the model's own limit.
         overwrite: replace a bundle that stands at the target.
@@ -64,6 +67,8 @@ class ExportOptions:
     accuracy_level: int = 4
     head_bits: int = 8
     embeddings: EmbeddingPrecision = EmbeddingPrecision.KEPT
+    vision: str = "fp32"
+    detector: str = "fp32"
     golden_questions: int = 3
     golden_tokens: int | None = None
     overwrite: bool = False
@@ -130,7 +135,7 @@ def export_bundle(
         manifest = Manifest(
             format_version=FORMAT_VERSION, name=card.name, model=card, prompt=prompt, tokens=tokens,
             vision=vision, decoder=decoder, detector=detector, files={},
-            quantisation=described(recipe, decoder.embedding_dtype),
+            quantisation=described(recipe, decoder.embedding_dtype, options.vision, len(detector.int8)),
             calibration=None, targets=("cpu",), golden=(),
         )  # fmt: skip
         golden = _golden(work, manifest)
@@ -183,22 +188,27 @@ def _decoder(work: _Work, length: int) -> DecoderGeometry:
 
 def _detector(work: _Work) -> DetectorGeometry:
     def make() -> DetectorGeometry:
-        made = write_detector(work.detector_dir, work.partial / bundles.DETECTOR)
+        int8 = detector_layers(work.detector_dir, work.options.detector)
+        made = write_detector(work.detector_dir, work.partial / bundles.DETECTOR, int8=int8)
         shutil.copyfile(work.vlm_dir / "tokenizer.json", work.partial / bundles.TOKENIZER)
         shutil.copyfile(work.detector_dir / "tokenizer.json", work.partial / bundles.DETECTOR_TOKENIZER)
         return made
 
-    owns = (bundles.DETECTOR, bundles.TOKENIZER, bundles.DETECTOR_TOKENIZER)
-    return work.journal.part("detector", DetectorGeometry, owns, {}, make)
+    owns = (bundles.DETECTOR, bundles.DETECTOR_TEXT, bundles.TOKENIZER, bundles.DETECTOR_TOKENIZER)
+    depends = {"precision": work.options.detector}
+    return work.journal.part("detector", DetectorGeometry, owns, depends, make)
 
 
 def _vision(work: _Work) -> VisionGeometry:
     def make() -> VisionGeometry:
-        made = write_vision(work.checkpoint, work.config.vision, work.partial, work.max_pixels)
+        made = write_vision(
+            work.checkpoint, work.config.vision, work.partial, work.max_pixels, precision=work.options.vision
+        )
         work.checkpoint.refuse_unused(prefix="visual.")
         return made
 
-    return work.journal.part("vision", VisionGeometry, (bundles.VISION,), {"pixels": work.max_pixels}, make)
+    depends = {"pixels": work.max_pixels, "precision": work.options.vision}
+    return work.journal.part("vision", VisionGeometry, (bundles.VISION,), depends, make)
 
 
 def _golden(work: _Work, manifest: Manifest) -> GoldenAnswers:
@@ -281,8 +291,14 @@ def chosen_recipe(config: TextConfig, options: ExportOptions) -> IntegerRecipe |
     )
 
 
-def described(recipe: IntegerRecipe | None, stored: str) -> dict[str, str]:
-    """The manifest's words for how each graph's weights are stored."""
+def described(
+    recipe: IntegerRecipe | None, stored: str, vision: str = "fp32", detector_int8: int = 0
+) -> dict[str, str]:
+    """The manifest's words for how each graph's weights are stored.
+
+    Args:
+        detector_int8: linear layers of the detector that are 8-bit.
+    """
     kept = f"fp32, weights stored as {stored}"
     words = kept
     if recipe is not None:
@@ -292,7 +308,10 @@ def described(recipe: IntegerRecipe | None, stored: str) -> dict[str, str]:
             f"output layer int{recipe.head_bits}; embeddings {stored}"
         )
     detector = "fp32, weights stored as bfloat16 where that is exact"
-    return {bundles.DETECTOR: detector, bundles.VISION: kept, bundles.DECODER: words}
+    if detector_int8:
+        detector = f"int8 per channel in {detector_int8} linear layers, else {detector}"
+    tower = kept if vision == "fp32" else "int8 per channel in all linear layers, activations int8 by rows"
+    return {bundles.DETECTOR: detector, bundles.VISION: tower, bundles.DECODER: words}
 
 
 def describe_json(manifest: Manifest) -> str:

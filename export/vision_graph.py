@@ -5,8 +5,10 @@ Layout    patches (N, volume) in the processor's order, positions (3, 1, N), win
           order throughout: window layers gather their windows and scatter them back, everything else works
           on rows or on all rows alike.
 Contract  Equal to transformers' Qwen2_5_VisionTransformerPretrainedModel for any grid of a still picture.
-          Weights are kept as stored: the tower is a small part of the bytes and the most sensitive one.
-Elsewhere the integers fed: runtime/vision.py; operations: kernels/.
+          fp32 keeps weights as stored. int8 rounds the blocks' and the merger's linear layers to 8 bits with
+          a scale per output channel, activations by rows as they come; norms, rotation, attention and the
+          patch embedding stay float32.
+Elsewhere the integers fed: runtime/vision.py; operations: kernels/; what int8 costs: docs/detector.md.
 """
 
 import math
@@ -19,15 +21,18 @@ from rexthinker_edge.export.checkpoint import Checkpoint
 from rexthinker_edge.export.config import VisionConfig
 from rexthinker_edge.export.graph import GraphWriter
 from rexthinker_edge.kernels.gelu import lower_gelu
+from rexthinker_edge.kernels.int8_linear import lower_even_rows, lower_int8_rows_linear, round_channels
 from rexthinker_edge.kernels.linear import lower_linear
 from rexthinker_edge.kernels.mrope import lower_mrope, rotary_table
 from rexthinker_edge.kernels.patch_embed import lower_patch_embed
 from rexthinker_edge.kernels.rms_norm import lower_rms_norm
 from rexthinker_edge.kernels.swiglu import lower_swiglu
 from rexthinker_edge.kernels.window_attention import lower_full_attention, lower_window_attention
+from rexthinker_edge.runtime.errors import OptionError
 from rexthinker_edge.runtime.qwen_pixels import MAX_ASPECT
 from rexthinker_edge.runtime.vision import VisionGeometry
 
+PRECISIONS = ("fp32", "int8")
 EPSILON = 1e-6  # transformers writes it into the tower's norms, whatever the text model uses
 
 
@@ -50,32 +55,58 @@ class _Source:
     graph: GraphWriter
     checkpoint: Checkpoint
     config: VisionConfig
+    int8: bool
 
     def vector(self, name: str, length: int) -> str:
         return self.graph.weight(self.checkpoint.tensor(name, (length,)))
 
+    def linears(self, x: str, *layers: tuple[str, tuple[int, int]]) -> list[str]:
+        """Products of one x with several layers, each a name and the (out, in) shape of its weight."""
+        even = lower_even_rows(self.graph, x) if self.int8 else None
+        made = []
+        for name, shape in layers:
+            weight = self.checkpoint.tensor(f"{name}.weight", shape)
+            bias = self.vector(f"{name}.bias", shape[0])
+            if even is None:
+                made.append(lower_linear(self.graph, x, self.graph.weight(weight), bias))
+            else:
+                rounded = round_channels(weight.float32())
+                stored = [
+                    self.graph.array(f"{name}.{part}", array)
+                    for part, array in (("codes", rounded.codes), ("scales", rounded.scales))
+                ]
+                made.append(lower_int8_rows_linear(self.graph, even, *stored, bias))
+        return made
+
     def linear(self, x: str, name: str, shape: tuple[int, int]) -> str:
-        weight = self.graph.weight(self.checkpoint.tensor(f"{name}.weight", shape))
-        return lower_linear(self.graph, x, weight, self.vector(f"{name}.bias", shape[0]))
+        """One of them."""
+        return self.linears(x, (name, shape))[0]
 
 
 def write_vision(
-    checkpoint: Checkpoint, config: VisionConfig, out_dir: Path, max_pixels: int, dry: bool = False
-) -> VisionGeometry:
+    checkpoint: Checkpoint, config: VisionConfig, out_dir: Path, max_pixels: int, dry: bool = False,
+    precision: str = "fp32",
+) -> VisionGeometry:  # fmt: skip
     """Write `vision.onnx` and its data into `out_dir`.
 
     Args:
         max_pixels: the prompt's limit; it bounds the grid and so the rotary table.
         dry: check names and shapes only, without the bytes.
+        precision: "fp32" or "int8", of the linear layers.
 
     Returns:
         What the runtime must know of it.
+
+    Raises:
+        OptionError: another precision.
     """
+    if precision not in PRECISIONS:
+        raise OptionError(f"vision: {precision!r}, one of {PRECISIONS} is needed. Choose one.")
     # MRotaryEmbedding wants as many table rows as there are patches, though no position is that large.
     max_patches = most_patches(config, max_pixels)
     volume = config.patch_volume
     with GraphWriter(out_dir / "vision.onnx", dry) as graph:
-        source = _Source(graph, checkpoint, config)
+        source = _Source(graph, checkpoint, config, precision == "int8" and not dry)
         patches = graph.input("patches", "float32", ["patches", volume])
         positions = graph.input("positions", "int64", [3, 1, "patches"])
         windows = (
@@ -125,8 +156,7 @@ def _block(
     x = graph.node("Add", [x, source.linear(attended, f"{name}.attn.proj", (config.hidden, config.hidden))])
     normed = lower_rms_norm(graph, x, source.vector(f"{name}.norm2.weight", config.hidden), EPSILON)
     wide = (config.intermediate, config.hidden)
-    gate = source.linear(normed, f"{name}.mlp.gate_proj", wide)
-    up = source.linear(normed, f"{name}.mlp.up_proj", wide)
+    gate, up = source.linears(normed, (f"{name}.mlp.gate_proj", wide), (f"{name}.mlp.up_proj", wide))
     return graph.node(
         "Add", [x, source.linear(lower_swiglu(graph, gate, up), f"{name}.mlp.down_proj", wide[::-1])]
     )

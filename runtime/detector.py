@@ -47,6 +47,7 @@ class DetectorGeometry:
     max_text_len: int
     box_threshold: float
     tables: TableRules | None = None  # None: one graph from pixels and token ids, of a bundle before 0.2
+    int8: tuple[str, ...] = ()  # linear layers with 8-bit weights
 
     @property
     def pixel_rules(self) -> DinoPixelRules:

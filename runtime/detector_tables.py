@@ -24,7 +24,11 @@ Side = tuple[int, int]  # height, width
 
 @dataclass(frozen=True)
 class TableRules:
-    """The shape of the detector, as far as its tables depend on it; the manifest carries it."""
+    """The shape of the detector, as far as its tables depend on it; the manifest carries it.
+
+    Raises:
+        ValueError: a number is outside what such a detector can have, so that no table grows without bound.
+    """
 
     patch: int
     window: int
@@ -33,6 +37,16 @@ class TableRules:
     levels: int
     width: int  # d
     temperature: float
+
+    def __post_init__(self) -> None:
+        limits = {"patch": 64, "window": 64, "stages": 8, "levels": 8, "width": 4096}
+        for name, most in limits.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} is {getattr(self, name)}, 1 to {most:,} is needed")
+        if not self.maps or any(not 0 <= stage < self.stages for stage in self.maps):
+            raise ValueError(f"maps is {list(self.maps)}, stages below {self.stages} are needed")
+        if not 1 < self.temperature < 1e9:
+            raise ValueError(f"temperature is {self.temperature}, a number above 1 is needed")
 
 
 def make_tables(height: int, width: int, rules: TableRules) -> dict[str, NDArray[Any]]:

@@ -14,6 +14,7 @@ Source    docs/sources.md#window-attention
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -21,7 +22,10 @@ from numpy.typing import NDArray
 
 from rexthinker_edge.runtime.deadline import NEVER, Deadline
 from rexthinker_edge.runtime.errors import ImageError
+from rexthinker_edge.runtime.kept import Kept
 from rexthinker_edge.runtime.qwen_pixels import VisionInput
+
+KEPT_GRIDS = 16  # tables of a grid take some 100 bytes a patch: 0.5 MB for the largest picture
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,17 @@ def attention_windows(height: int, width: int, geometry: VisionGeometry) -> Wind
     return Windows(rows, np.array([len(m) * unit for m in members], np.int32), slots)
 
 
+def grid_tables(height: int, width: int, geometry: VisionGeometry) -> dict[str, NDArray[Any]]:
+    """Every input of the graph that a grid of patches decides, by its name."""
+    windows = attention_windows(height, width, geometry)
+    return {
+        "positions": patch_positions(height, width, geometry.merge)[:, None],
+        "window_rows": windows.rows,
+        "window_lengths": windows.lengths,
+        "row_slots": windows.slots,
+    }
+
+
 class VisionTower:
     """`vision.onnx` in an ONNX Runtime session."""
 
@@ -96,6 +111,7 @@ class VisionTower:
         """Open the graph at `path`."""
         self.geometry = geometry
         self.session = ort.InferenceSession(str(path), options, providers=list(providers))
+        self._grids = Kept[tuple[int, int], dict[str, NDArray[Any]]](KEPT_GRIDS)
 
     def encode(self, vision: VisionInput, deadline: Deadline = NEVER) -> NDArray[np.float32]:
         """Features of one picture.
@@ -117,14 +133,8 @@ class VisionTower:
                 f"picture: {width} x {height} patches after resizing, the bundle allows "
                 f"{self.geometry.max_patches:,} in all. Give a smaller picture."
             )
-        windows = attention_windows(height, width, self.geometry)
-        feeds = {
-            "patches": vision.patches,
-            "positions": patch_positions(height, width, self.geometry.merge)[:, None],
-            "window_rows": windows.rows,
-            "window_lengths": windows.lengths,
-            "row_slots": windows.slots,
-        }
+        tables = self._grids.get((height, width), lambda: grid_tables(height, width, self.geometry))
+        feeds = {**tables, "patches": vision.patches}
         with deadline.running() as options:
             features: NDArray[np.float32] = self.session.run(["features"], feeds, options)[0]
         return features

@@ -30,6 +30,14 @@ import click
     help="Token table: as the checkpoint has it, or int8 with a scale a row.",
 )
 @click.option(
+    "--vision", type=click.Choice(["fp32", "int8"]), default="fp32", show_default=True,
+    help="Linear layers of the vision tower.",
+)
+@click.option(
+    "--detector-precision", type=click.Choice(["fp32", "int8"]), default="fp32", show_default=True,
+    help="int8: in those layers of the detector that do not move boxes; they are measured first.",
+)
+@click.option(
     "--golden-questions", type=click.IntRange(0, 3), default=3, show_default=True,
     help="Self-tests to record with the new bundle.",
 )
@@ -55,6 +63,7 @@ def export(checkpoint: str, detector: str, out_dir: Path, dry_run: bool, **chose
     chosen |= {
         "precision": Precision(chosen["precision"]), "head_bits": int(chosen["head_bits"]),
         "embeddings": EmbeddingPrecision(chosen["embeddings"]),
+        "detector": chosen.pop("detector_precision"),
     }  # fmt: skip
     options = ExportOptions(**chosen, notice=None if notice is None else notice.read_text("utf-8"))
     vlm_dir = _with_progress(lambda report: locate(checkpoint, LANGUAGE_FILES, report))

@@ -49,7 +49,7 @@ def detector(tmp_path, monkeypatch):
     directory.mkdir()
     write_tokenizer(directory / "tokenizer.json")
 
-    def write_detector(checkpoint: Path, out: Path) -> DetectorGeometry:
+    def write_detector(checkpoint: Path, out: Path, int8: tuple[str, ...] = ()) -> DetectorGeometry:
         assert checkpoint == directory
         out.write_bytes(b"stand-in")
         return GEOMETRY

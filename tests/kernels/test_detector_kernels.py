@@ -15,7 +15,10 @@ from rexthinker_edge.kernels.int8_linear import (
     MOST,
     dequantize_channels,
     int8_linear,
+    int8_rows_linear,
+    lower_even_rows,
     lower_int8_linear,
+    lower_int8_rows_linear,
     round_channels,
 )
 from rexthinker_edge.kernels.layer_norm import layer_norm, lower_layer_norm
@@ -184,3 +187,23 @@ def test_int8_linear_equals_its_lowering_where_products_are_greatest(run_lowerin
     )
     np.testing.assert_allclose(made[0], wanted, rtol=1e-5, atol=1e-4)
     assert np.abs(wanted - (x @ weight.T.astype(np.float32) + bias)).max() < 3.0
+
+
+def test_int8_by_rows_keeps_a_quiet_row_beside_a_loud_one(run_lowering, rng):
+    weight, bias = floats(rng, 8, 64), floats(rng, 8)
+    rounded, x = round_channels(weight), floats(rng, 4, 64)
+    x[0] *= 1000
+    x[3] = 0
+    wanted = int8_rows_linear(x, rounded, bias)
+    made = run_lowering(
+        lambda g, n: lower_int8_rows_linear(
+            g, lower_even_rows(g, n["x"]), g.constant(rounded.codes), g.constant(rounded.scales),
+            g.constant(bias),
+        ),
+        {"x": x},
+    )  # fmt: skip
+    np.testing.assert_allclose(made[0], wanted, rtol=1e-4, atol=1e-4)
+    exact = x @ weight.T + bias
+    # weights and activations each to half of 1/63 and 1/127 of the greatest, summed over 64 columns
+    assert np.abs(wanted - exact)[1:3].max() < 0.5 < np.abs(int8_linear(x, rounded, bias) - exact)[1:3].max()
+    assert np.array_equal(wanted[3], bias)

@@ -1,5 +1,7 @@
 """Tables of a picture size: against rolling and cutting a real array, and pinned."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -67,6 +69,21 @@ def test_cells_at_the_very_edge_are_no_candidates():
     tables = make_tables(8, 2400, RULES)  # 300 cells of level 0 in a row: the first lies at 1/600
     assert tables["cell_usable"][0, 0] == 0
     assert np.isinf(tables["cell_anchors"][0]).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stages": 10**9}, "stages is 1000000000, 1 to 8"),
+        ({"window": 0}, "window is 0"),
+        ({"maps": (1, 3)}, "maps is"),
+        ({"maps": ()}, "maps is"),
+        ({"temperature": 0.0}, "temperature is 0.0"),
+    ],
+)
+def test_numbers_without_bound_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(RULES, **change)
 
 
 def test_kept_forgets_what_was_not_asked_for_longest():
