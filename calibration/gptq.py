@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rexthinker_edge.kernels.matmul_nbits import BlockWeight
+from rexthinker_edge.kernels.matmul_nbits import BlockWeight, by_groups
 from rexthinker_edge.runtime.errors import OptionError
 
 SMALLEST_SCALE = 2.0**-14  # float16's smallest normal number
@@ -156,7 +156,7 @@ class Solver:
         order = self.order if self.options.act_order is ActOrder.GROUP else None
         spent, whole = (sum(float(part[k]) for part in parts) for k in (3, 4))
         return Rounded(
-            as_blocks(codes.numpy(), scales.cpu().numpy(), zeros.cpu().numpy(), self.options.bits,
+            by_groups(codes.numpy(), scales.cpu().numpy(), zeros.cpu().numpy(), self.options.bits,
                       self.options.block),
             None if order is None else order.cpu().numpy(),
             spent / whole if whole else 0.0,
@@ -269,26 +269,3 @@ def _round_part(
         spent += ((goal - kept) * factor[j, j]).square().sum()
         codes[j] = code
     return spent
-
-
-def as_blocks(
-    codes: NDArray[np.uint8], scales: NDArray[np.float32], zeros: NDArray[np.uint8], bits: int, group: int
-) -> BlockWeight:
-    """A weight by groups as blocks that MatMulNBits has: one scale a row is repeated, a ragged end filled.
-
-    Args:
-        codes: (out, in); scales, zeros: (out, groups); group: columns that share a scale, or -1.
-    """
-    rows, columns = codes.shape
-    block = group
-    if group < 0:
-        block = 128 if columns % 128 == 0 else 32
-        scales = np.repeat(scales, -(-columns // block), axis=1)
-        zeros = np.repeat(zeros, -(-columns // block), axis=1)
-    blocks = -(-columns // block)
-    assert scales.shape == zeros.shape == (rows, blocks), (scales.shape, zeros.shape, blocks)
-    filled = np.repeat(zeros, block, axis=1)
-    filled[:, :columns] = codes
-    return BlockWeight(
-        filled, np.ascontiguousarray(scales), np.ascontiguousarray(zeros), bits, block, columns
-    )

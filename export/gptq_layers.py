@@ -23,7 +23,7 @@ from torch import Tensor
 from rexthinker_edge.calibration.gptq import GptqOptions, Gram, Solver
 from rexthinker_edge.export.checkpoint import Checkpoint
 from rexthinker_edge.export.config import TextConfig
-from rexthinker_edge.export.quantize import QuantisedLinear, save_linear
+from rexthinker_edge.export.quantize import QuantisedLinear, column_codes, regrouped, save_linear
 from rexthinker_edge.export.torch_layer import (
     ATTENTION_IN,
     ATTENTION_OUT,
@@ -198,6 +198,12 @@ class _Walk:
     def _round(self, solver: Solver, name: str, weight: Tensor) -> QuantisedLinear:
         rounded = solver.round(weight.cpu().numpy())
         made = QuantisedLinear(rounded.weight, rounded.order)
+        if (
+            rounded.order is not None
+        ):  # within a group columns stand in the checkpoint's order, as files keep them
+            codes, block_of = column_codes(made)
+            weight = rounded.weight
+            made = regrouped(codes, block_of, weight.scales, weight.zero_points, weight.bits, weight.block)
         save_linear(self.scratch, name, made)
         if self.report is not None:
             self.report(name, rounded.loss)

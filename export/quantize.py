@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rexthinker_edge.export.checkpoint import Checkpoint, Tensor
-from rexthinker_edge.kernels.matmul_nbits import BlockWeight, dequantize, pack, unpack
+from rexthinker_edge.export.config import TextConfig
+from rexthinker_edge.kernels.matmul_nbits import BlockWeight, by_groups, dequantize, pack, unpack
 
 
 class Precision(StrEnum):
@@ -56,6 +57,39 @@ class QuantisedLinear:
         dense = np.empty_like(found)
         dense[:, self.order] = found
         return dense
+
+
+def regrouped(
+    codes: NDArray[np.uint8],
+    group_of: NDArray[np.int64],
+    scales: NDArray[np.float32],
+    zero_points: NDArray[np.uint8],
+    bits: int,
+    group: int,
+) -> QuantisedLinear:
+    """Integers by columns as the checkpoint has them, put into blocks of one group each.
+
+    Args:
+        codes: (out, in); scales, zero_points: (out, groups).
+        group_of: (in,) the group of each column, every one but the last with `group` columns.
+        group: columns a group; -1: one group.
+    """
+    order = np.argsort(group_of, kind="stable")
+    plain = bool((order == np.arange(len(order))).all())
+    weight = by_groups(codes if plain else codes[:, order], scales, zero_points, bits, group)
+    return QuantisedLinear(weight, None if plain else order)
+
+
+def column_codes(linear: QuantisedLinear) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The other way: (out, in) codes with columns as in the checkpoint, and (in,) the block of each."""
+    weight = linear.weight
+    codes = weight.codes[:, : weight.columns]
+    blocks = np.arange(weight.columns) // weight.block
+    if linear.order is None:
+        return codes, blocks
+    unordered, block_of = np.empty_like(codes), np.empty_like(blocks)
+    unordered[:, linear.order], block_of[linear.order] = codes, blocks
+    return unordered, block_of
 
 
 class Weights(Protocol):
@@ -130,6 +164,20 @@ def load_linear(directory: Path, name: str) -> QuantisedLinear:
         codes = unpack(arrays["codes"], bits, scales.shape[1] * block)
         order = arrays.get("order")
         return QuantisedLinear(BlockWeight(codes, scales, arrays["zero_points"], bits, block, columns), order)
+
+
+def linear_shapes(config: TextConfig) -> dict[str, tuple[int, int]]:
+    """(out, in) of every linear layer inside a decoder layer."""
+    hidden, wide, kv_width = config.hidden, config.intermediate, config.kv_heads * config.head_dim
+    return {
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (kv_width, hidden),
+        "self_attn.v_proj": (kv_width, hidden),
+        "self_attn.o_proj": (hidden, hidden),
+        "mlp.gate_proj": (wide, hidden),
+        "mlp.up_proj": (wide, hidden),
+        "mlp.down_proj": (hidden, wide),
+    }
 
 
 def choose_block(widths: Iterable[int]) -> int:

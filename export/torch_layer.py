@@ -15,26 +15,13 @@ from torch.nn import functional
 
 from rexthinker_edge.export.checkpoint import Checkpoint
 from rexthinker_edge.export.config import TextConfig
+from rexthinker_edge.export.quantize import linear_shapes
 from rexthinker_edge.kernels.mrope import rotary_table
 
 ATTENTION_IN = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 ATTENTION_OUT = ("self_attn.o_proj",)
 FEED_IN = ("mlp.gate_proj", "mlp.up_proj")
 FEED_OUT = ("mlp.down_proj",)
-
-
-def linear_shapes(config: TextConfig) -> dict[str, tuple[int, int]]:
-    """(out, in) of every linear layer inside a decoder layer."""
-    hidden, wide, kv_width = config.hidden, config.intermediate, config.kv_heads * config.head_dim
-    return {
-        "self_attn.q_proj": (hidden, hidden),
-        "self_attn.k_proj": (kv_width, hidden),
-        "self_attn.v_proj": (kv_width, hidden),
-        "self_attn.o_proj": (hidden, hidden),
-        "mlp.gate_proj": (wide, hidden),
-        "mlp.up_proj": (wide, hidden),
-        "mlp.down_proj": (hidden, wide),
-    }
 
 
 @dataclass

@@ -67,6 +67,29 @@ def packed_tensors(weight: BlockWeight) -> tuple[NDArray[np.uint8], NDArray[np.f
     return codes, weight.scales, pack(weight.zero_points, weight.bits)
 
 
+def by_groups(
+    codes: NDArray[np.uint8], scales: NDArray[np.float32], zeros: NDArray[np.uint8], bits: int, group: int
+) -> BlockWeight:
+    """A weight by groups as blocks that MatMulNBits has: one scale a row is repeated, a ragged end filled.
+
+    Args:
+        codes: (out, in); scales, zeros: (out, groups); group: columns that share a scale, or -1.
+    """
+    rows, columns = codes.shape
+    block = group
+    if group < 0:
+        block = 128 if columns % 128 == 0 else 32
+        scales = np.repeat(scales, -(-columns // block), axis=1)
+        zeros = np.repeat(zeros, -(-columns // block), axis=1)
+    blocks = -(-columns // block)
+    assert scales.shape == zeros.shape == (rows, blocks), (scales.shape, zeros.shape, blocks)
+    filled = np.repeat(zeros, block, axis=1)
+    filled[:, :columns] = codes
+    return BlockWeight(
+        filled, np.ascontiguousarray(scales), np.ascontiguousarray(zeros), bits, block, columns
+    )
+
+
 def matmul_nbits(x: NDArray[np.float32], weight: BlockWeight) -> NDArray[np.float32]:
     """(..., in) float32 times the dequantised weight's transpose, to (..., out)."""
     return x @ dequantize(weight).T
