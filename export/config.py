@@ -189,10 +189,12 @@ def parse_config(values: Mapping[str, Any]) -> ModelConfig:
             f"config.json: architecture {architectures!r}, model_type {model_type!r}; needed {ARCHITECTURE} "
             "(qwen2_5_vl). Give a Qwen2.5-VL or Rex-Thinker checkpoint."
         )
-    if "quantization_config" in top.values:
+    quantised = top.values.pop("quantization_config", None)
+    method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+    if quantised is not None and method not in ("gptq", "compressed-tensors"):
         raise ConfigError(
-            "config.json: 'quantization_config' is set, needed the unquantised weights. "
-            "Export from the bf16 checkpoint."
+            f"config.json: 'quantization_config' names the method {method!r}, needed 'gptq', "
+            "'compressed-tensors' or unquantised weights. Export from the bf16 checkpoint."
         )
     tokens = [top.take(f"{name}_token_id", int) for name in ("image", "vision_start", "vision_end")]
     vision = _vision(_Keys("config.json/vision_config", top.take("vision_config", dict)))
