@@ -28,6 +28,9 @@ from rexthinker_edge.runtime.kept_rows import KeptRows, expand, keep
 Array = NDArray[np.float32]
 Path = tuple[bytes, ...]
 Embed = Callable[[Deadline], Array]
+# Rows of a new bench beyond what is asked: more hints and longer questions fit without another buffer. They
+# take no memory before they are written.
+SLACK = 512
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ class PrefixTree:
             DeadlinePassed: while computing; whole segments that were done are kept.
         """
         with self._lock:
-            bench = self._take(path, sum(segment.count for segment in path) + room)
+            bench = self._take(path, room)
         try:
             reused = self._fill(bench, path, room, deadline)
             yield Lent(bench.cache, reused)
@@ -179,7 +182,7 @@ class PrefixTree:
             bench.busy, bench.used = False, self._tick()
             self._trim(self._budget)
 
-    def _take(self, path: tuple[Segment, ...], capacity: int) -> _Bench:
+    def _take(self, path: tuple[Segment, ...], room: int) -> _Bench:
         """The bench to work on, busy from now on and holding nothing but a beginning of `path`."""
         idle = [bench for bench in self._benches if not bench.busy]
         best = max(idle, key=lambda b: (b.common(path), b.used), default=None)
@@ -190,17 +193,18 @@ class PrefixTree:
                 self._give_up(best, shared)
                 best.busy = True
                 return best
-        return self._new_bench(path, capacity)
+        return self._new_bench(path, room)
 
-    def _new_bench(self, path: tuple[Segment, ...], capacity: int) -> _Bench:
-        needed = capacity * row_bytes(self._decoder.geometry)
+    def _new_bench(self, path: tuple[Segment, ...], room: int) -> _Bench:
+        tokens = sum(segment.count for segment in path)
+        capacity = tokens + room + SLACK
         source = max(self._benches, key=lambda b: b.common(path), default=None)
         shared = 0 if source is None else source.common(path)
         if source is None or shared == 0:
             made = _Bench(self._decoder.new_cache(capacity))
         else:
             made = _Bench(source.cache.fork(source.tokens(shared), capacity), source.path[:shared])
-        self._trim(max(0, self._budget - needed))
+        self._trim(max(0, self._budget - tokens * row_bytes(self._decoder.geometry)))
         self._benches.append(made)
         return made
 

@@ -12,9 +12,11 @@ from rexthinker_edge import runtime
 
 PUBLIC = [
     "BoxError", "Bundle", "BundleError", "BundleInfo", "Candidate", "CandidatesEvent", "CheckpointError",
-    "ConfigError", "DataError", "DecidedEvent", "DeviceError", "ImageError", "ImageInfo", "Manifest", "Milliseconds",
+    "ConfigError", "DataError", "DecidedEvent", "DeviceError", "ImageError", "ImageInfo", "Manifest",
+    "Milliseconds",
     "MissingExtraError", "OptionError", "Result", "ResultEvent", "RexThinkerError", "Scene",
-    "SceneBusyError", "SceneError", "Status", "Step", "TextError", "TextEvent", "Thinker", "Tokens", "Verdict",
+    "SceneBusyError", "SceneError", "Status", "Step", "TextError", "TextEvent", "Thinker", "Tokens",
+    "Verdict",
     "draw_result", "load", "open_bundle",
 ]  # fmt: skip
 
