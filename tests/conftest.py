@@ -60,7 +60,7 @@ def make_manifest(max_length: int = 2000) -> bundles.Manifest:
             image_pad=SPECIALS.index("<|image_pad|>"), eos=(SPECIALS.index("<|im_end|>"),)
         ),
         vision=VisionGeometry(patch=14, temporal_patch=2, merge=2, window=112, hidden=1, max_patches=10_000),
-        decoder=DecoderGeometry(1, 1, 1, 1, 1, VOCABULARY, (1, 0, 0), 1e4, max_length, "float32"),
+        decoder=DecoderGeometry(1, 1, 1, 1, 2, VOCABULARY, (1, 0, 0), 1e4, max_length, "float32"),
         detector=DetectorGeometry(800, 1333, 32, (0.5,) * 3, (0.5,) * 3, 9, 256, 0.25),
         files={},
         quantisation={"decoder.onnx": "fp32"},
@@ -98,7 +98,7 @@ class FakeCache:
 
     @property
     def nbytes(self) -> int:
-        return self.length * 8  # a key and a value, one number wide
+        return self.length * 16  # a key and a value, two numbers wide
 
     def reserve(self, capacity: int, branches: bool = False) -> None:
         assert capacity >= self.length
@@ -106,10 +106,10 @@ class FakeCache:
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Id and positions of each token, in place of keys and values."""
         packed = [[i, *p] for i, p in zip(self.ids[start:stop], self.positions[start:stop], strict=True)]
-        return np.array(packed, np.float32).reshape(1, 1, -1, 4)
+        return np.array(packed, np.float32).reshape(-1, 2, 2).transpose(1, 0, 2)[:, None]
 
     def append(self, rows: np.ndarray) -> None:
-        for row in rows[0, 0].astype(int).tolist():
+        for row in rows[:, 0].transpose(1, 0, 2).reshape(-1, 4).astype(int).tolist():
             self.ids.append(row[0])
             self.positions.append(row[1:])
 
