@@ -129,6 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import onnxruntime as ort  # noqa: PLC0415
 
     from rexthinker_edge.export.detector_graph import write_detector  # noqa: PLC0415
+    from rexthinker_edge.export.detector_int8 import PRECISIONS, detector_layers  # noqa: PLC0415
 
     parser = argparse.ArgumentParser(
         prog="python -m rexthinker_edge.benchmarks.detection", description=main.__doc__
@@ -137,16 +138,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1_000_000)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0])
     given = parser.parse_args(arguments)
     options = ort.SessionOptions()
     options.intra_op_num_threads = given.threads
     with tempfile.TemporaryDirectory() as folder:
-        geometry = write_detector(given.checkpoint, Path(folder, "detector.onnx"))
+        int8 = detector_layers(given.checkpoint, given.precision)
+        geometry = write_detector(given.checkpoint, Path(folder, "detector.onnx"), int8=int8)
         tokenizer = given.checkpoint / "tokenizer.json"
         detector = Detector(Path(folder, "detector.onnx"), tokenizer, geometry, options)
         for level in ("easy", "full"):
             figures = judge(list(workbench_items(everything(detector), level, given.seed, given.count)))
-            print(json.dumps({"level": level, "seed": given.seed, **asdict(figures)}), flush=True)
+            report = {"level": level, "seed": given.seed, "int8_layers": len(int8), **asdict(figures)}
+            print(json.dumps(report), flush=True)
 
 
 if __name__ == "__main__":
