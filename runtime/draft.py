@@ -21,6 +21,7 @@ from rexthinker_edge.runtime.draft_cost import Acceptance, PassCosts, paying
 from rexthinker_edge.runtime.draft_grammar import Grammar, Ground, make_ground
 from rexthinker_edge.runtime.draft_lookup import Index, Lookup
 from rexthinker_edge.runtime.draft_table import Table
+from rexthinker_edge.runtime.prompt import hint
 from rexthinker_edge.runtime.tokens import TextTokenizer
 
 _SURENESS_STEPS = 16
@@ -76,31 +77,25 @@ class Habits:
 class Drafting:
     """What all answers of a loaded bundle share. Threads may share it: it holds only measurements."""
 
-    def __init__(self, table: Table | None = None) -> None:
-        self.table = table
+    def __init__(self, table: Table | None = None, on: bool = True) -> None:
+        """`on`: whether answers are drafted that do not say."""
+        self.table, self.on = table, on
         self.costs = PassCosts()
         self.acceptance = Acceptance(_BELIEFS)
         self.extra_ms = 0.0
 
-    def scene(
-        self, tokenizer: TextTokenizer, category: str, hints: Sequence[Sequence[int]],
-        prompt_ids: Sequence[int],
-    ) -> "SceneDrafts":  # fmt: skip
-        """What the answers of one scene share.
-
-        Args:
-            hints: (N, 4) candidates in resized pixels.
-            prompt_ids: the prompt's text that may be copied from: the hint.
-        """
+    def scene(self, tokenizer: TextTokenizer, category: str, hints: Sequence[Sequence[int]]) -> "SceneDrafts":
+        """What the answers of one scene share; `hints` (N, 4) are the candidates in resized pixels."""
         ground = make_ground(category, hints, tokenizer.encode_plain, tokenizer.token_bytes)
         index = Index()
-        index.add_all(prompt_ids)
+        index.add_all(tokenizer.encode_plain(hint(category, hints) + "\n"))
         return SceneDrafts(self, ground, index)
 
     def describe(self) -> dict[str, Any]:
-        """What is known so far; plain values."""
+        """What is known so far; plain values. `exact` is None until an answer was drafted."""
         costs = self.costs
         return {
+            "on": self.on,
             "table": None if self.table is None else {"states": self.table.states},
             "exact": costs.exact,
             "pass_ms": {str(w): round(costs.costs[w], 3) for w in (2, 4, 8, 16, 32) if w < len(costs.costs)},
@@ -117,20 +112,16 @@ class SceneDrafts:
 
     def answer(
         self, expression: str, question_ids: Sequence[int], decoder: Decoder, cache: KVCache, position: int
-    ) -> "Drafter | None":
-        """A drafter for one answer, None where drafting cannot be exact.
-
-        The first answer of all measures what passes cost, behind its prompt.
+    ) -> "Drafter":
+        """A drafter for one answer. The first of all measures what passes cost, behind its first token.
 
         Args:
             question_ids: the prompt's suffix.
+            cache: of the answer; holds the whole prompt.
             position: M-RoPE position of the answer's first token.
         """
-        self.drafting.costs.probe(decoder, cache, position)
-        if not self.drafting.costs.exact:
-            return None
         self.index.add_all(question_ids)
-        return Drafter(self, expression)
+        return Drafter(self, expression, decoder, cache, position)
 
 
 @dataclass
@@ -143,8 +134,12 @@ class Drafter:
 
     scene: SceneDrafts
     expression: str
+    decoder: Decoder
+    cache: KVCache
+    position: int  # of the token chosen last, once there is one
     spent_ms: float = 0.0
     _offers: list[Chain] = field(default_factory=list)
+    _chosen: int = 0
 
     def __post_init__(self) -> None:
         table = self.scene.drafting.table
@@ -158,8 +153,12 @@ class Drafter:
 
     def propose(self, most: int) -> list[int]:
         """The chain that promises most, cut where it stops paying."""
-        begun = time.perf_counter()
         shared = self.scene.drafting
+        if shared.costs.exact is None:
+            shared.costs.probe(self.decoder, self.cache, self.position)
+        if not shared.costs.exact:
+            return []
+        begun = time.thread_time()
         most = min(most, shared.costs.widest - 1)
         rates = shared.acceptance
         best: Chain = ([], [])
@@ -177,13 +176,20 @@ class Drafter:
         if self._habits is not None and tokens and len(tokens) < most:
             more, sure = self._habits.after(tokens, most - len(tokens))
             tokens, kinds = tokens + more, kinds + [_TABLE + kind for kind in sure]
-        count = paying(kinds, rates.rates, shared.costs.costs, shared.extra_ms)
-        self.spent_ms += (time.perf_counter() - begun) * 1000
+        costs = shared.costs
+        count = (
+            len(tokens)
+            if costs.exploring
+            else paying(kinds, rates.rates, costs.costs, shared.extra_ms)
+        )
+        self.spent_ms += (time.thread_time() - begun) * 1000
         return tokens[:count]
 
     def chosen(self, tokens: Sequence[int]) -> None:
         """These tokens were chosen: learn who foresaw them, and follow."""
-        begun = time.perf_counter()
+        begun = time.thread_time()
+        self.position += len(tokens) - (self._chosen == 0)
+        self._chosen += len(tokens)
         acceptance = self.scene.drafting.acceptance
         for offered, kinds in self._offers:
             for token, kind, came in zip(offered, kinds, tokens, strict=False):
@@ -193,7 +199,7 @@ class Drafter:
         for source, _ in self._sources:
             for token in tokens:
                 source.push(token)
-        self.spent_ms += (time.perf_counter() - begun) * 1000
+        self.spent_ms += (time.thread_time() - begun) * 1000
 
     def measured(self, tokens: int, ms: float) -> None:
         """A pass over so many tokens took so long."""

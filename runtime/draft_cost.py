@@ -5,14 +5,15 @@ Layout    `PassCosts` measures passes of 2, 4, 8 … tokens once, on the device 
           `Acceptance` counts, for each kind of guess, how often it held.
 Contract  The first measurement also reads one row of tokens in two groupings and compares all logits bit for
           bit. Unless they are equal nothing is drafted, because output could differ: `exact` is False.
+          Time is the calling thread's own: ONNX Runtime works or spins in it, and what other programs take
+          from a busy machine does not make a pass look dear.
 Elsewhere what is guessed: draft.py and its sources; the passes themselves: generate.py.
 Source    docs/drafting.md
 """
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from statistics import median
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +23,10 @@ from rexthinker_edge.runtime.positions import text_positions
 
 WIDEST = 32  # tokens of one pass
 SLOW_PASS_MS = 250.0  # where 16 tokens take longer, wider passes are neither measured nor used
-PROBE_MS = 20.0  # small models are measured again until this much time has gone
+PROBE_ROUNDS, PROBE_MS = 4, 300.0  # of the first measurement; it ends at whichever comes first
 REMEMBERED = 15  # measurements of a width that count
 RELEARN = 16  # passes between two fits
+EXPLORE = 100  # passes after which one goes as far as its draft, so that no old measurement stands for ever
 
 
 class PassCosts:
@@ -45,12 +47,17 @@ class PassCosts:
     def probe(self, decoder: Decoder, cache: KVCache, position: int) -> None:
         """Measure and compare, behind what the cache holds; the cache is left as it was.
 
-        Does nothing where it was done before, or where the cache has no room for it.
+        Does nothing where the cache has no room for it.
+
+        Args:
+            position: M-RoPE position of the next token.
         """
         length = cache.length
-        if self.exact is not None or decoder.geometry.max_length - length < WIDEST:
+        if decoder.geometry.max_length - length < WIDEST:
             return
-        widths, begun = (2, 4, 8, 16), time.perf_counter()
+        widths, begun = (2, 4, 8, 16), time.thread_time()
+        self._grouping(decoder, cache, position, [2])  # the first pass of a width pays for its buffers
+        self._seen.clear()
         first = self._grouping(decoder, cache, position, [16])
         if max(self._seen[16]) < SLOW_PASS_MS:
             first = self._grouping(decoder, cache, position, [32])
@@ -58,14 +65,13 @@ class PassCosts:
         else:
             self.widest, groups = 16, [2, 4, 8, 2]
         self.exact = True
-        while True:
+        for _ in range(PROBE_ROUNDS):
             second = self._grouping(decoder, cache, position, groups)
             self.exact = self.exact and bool(np.array_equal(first, second))
-            if not self.exact or (time.perf_counter() - begun) * 1000 > PROBE_MS:
+            if not self.exact or (time.thread_time() - begun) * 1000 > PROBE_MS:
                 break
             self._grouping(decoder, cache, position, [self.widest])
-        cache.rewind(length)
-        self._fit(min)
+        self._fit()
 
     def _grouping(
         self, decoder: Decoder, cache: KVCache, position: int, groups: Sequence[int]
@@ -75,11 +81,11 @@ class PassCosts:
         token_ids = [(7 * i * i + 13 * i + 5) % decoder.geometry.vocab for i in range(sum(groups))]
         for width in groups:
             part = token_ids[at : at + width]
-            begun = time.perf_counter()
+            begun = time.thread_time()
             rows.append(
                 decoder.run(decoder.embed(part), text_positions(position + at, width), cache, last_only=False)
             )
-            self.learn(width, (time.perf_counter() - begun) * 1000)
+            self.learn(width, (time.thread_time() - begun) * 1000)
             at += width
         cache.rewind(length)
         return np.concatenate(rows)
@@ -89,12 +95,20 @@ class PassCosts:
         self._seen.setdefault(tokens, deque(maxlen=REMEMBERED)).append(ms)
         self._passes += 1
         if self.costs and self._passes % RELEARN == 0:
-            self._fit(median)
+            self._fit()
 
-    def _fit(self, typical: Callable[[Iterable[float]], float]) -> None:
-        """Costs of every width: the measured ones, never falling with width, straight lines between."""
+    @property
+    def exploring(self) -> bool:
+        """Whether the next pass shall take its whole draft, to see what that costs today."""
+        return self._passes % EXPLORE == EXPLORE - 1
+
+    def _fit(self) -> None:
+        """Costs of every width: the measured ones, never falling with width, straight lines between.
+
+        Disturbances make a pass longer and never shorter: the lower quartile counts.
+        """
         known = sorted(w for w, seen in self._seen.items() if 2 <= w <= self.widest and seen)
-        values = np.maximum.accumulate([float(typical(self._seen[w])) for w in known])
+        values = np.maximum.accumulate([sorted(self._seen[w])[len(self._seen[w]) // 4] for w in known])
         self.costs = np.interp(np.arange(self.widest + 1), known, values).tolist()
 
 

@@ -53,7 +53,7 @@ class Drafts(Protocol):
         """These tokens were chosen, in order: the drafted ones that held, and one more."""
 
     def measured(self, tokens: int, ms: float) -> None:
-        """A pass over so many tokens took so long."""
+        """A pass over so many tokens took so long, in time of the thread that waited for it."""
 
 
 def now_ms() -> float:
@@ -200,10 +200,10 @@ class Generation:
             token_ids = [self.token_ids[-2], *token_ids]
             self.cache.rewind(self.cache.length - 1)
         positions = text_positions(self.position - again, len(token_ids))
-        begun = time.perf_counter()
+        begun = time.thread_time()
         logits = self.decoder.run(self.decoder.embed(token_ids), positions, self.cache, last_only=False)
         if self.drafts is not None:
-            self.drafts.measured(len(token_ids), (time.perf_counter() - begun) * 1000.0)
+            self.drafts.measured(len(token_ids), (time.thread_time() - begun) * 1000.0)
         self.cache.rewind(self.cache.length - padding)
         self.logits = logits[again : len(token_ids) - padding]
         self.position += len(token_ids) - again - padding
