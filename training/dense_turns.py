@@ -24,6 +24,10 @@ _TOUCH = {
     RelationKind.INSIDE: "inside the {}",
     RelationKind.ON_TOP_OF: "on top of the {}",
 }
+_SIDES = (
+    (("left of it", "to the left"), ("right of it", "to the right")),
+    (("above it", "higher"), ("below it", "lower")),
+)
 _HOLDS = {RelationKind.INSIDE: "has the {} inside", RelationKind.ON_TOP_OF: "has the {} on top"}
 
 
@@ -83,7 +87,10 @@ def arranged(
         lines += [f"- {name}: {c} {YES if c in asked else NO}" for name, c in zip(names, colors, strict=True)]
     lines.append(f"# Step {2 if lines else 1}: Order the {plural(category)}.")
     lines += _orders([names[k] for k in chosen], boxes[chosen], rng)
-    lines += _places(scene, set(candidates), centres)
+    others = _nameable(scene, set(candidates))
+    for index in rng.permutation(others)[:2]:
+        lines += _compared(scene, int(index), category, (names, boxes), centres, rng)
+    lines += _places(scene, others, centres)
     return request, "\n".join(lines)
 
 
@@ -118,11 +125,36 @@ def _orders(names: list[str], boxes: NDArray[np.int64], rng: np.random.Generator
     return lines
 
 
-def _places(scene: Scene, candidates: set[int], centres: NDArray[np.float64]) -> list[str]:
+def _nameable(scene: Scene, candidates: set[int]) -> list[int]:
+    """Things that are no candidates, and alone in their color and category."""
+    looks = [(thing.color, thing.category) for thing in scene.things]
+    return [i for i, look in enumerate(looks) if i not in candidates and looks.count(look) == 1]
+
+
+def _places(scene: Scene, others: list[int], centres: NDArray[np.float64]) -> list[str]:
     lines = []
-    for index, thing in enumerate(scene.things):
-        alike = [t for t in scene.things if (t.color, t.category) == (thing.color, thing.category)]
-        if index not in candidates and len(alike) == 1:
-            x, y = centres[index].astype(int)
-            lines.append(f"The {thing.color} {thing.category} is at x = {x}, y = {y}.")
-    return lines[:5]
+    for index in others[:3]:
+        thing, (x, y) = scene.things[index], centres[index].astype(int)
+        lines.append(f"The {thing.color} {thing.category} is at x = {x}, y = {y}.")
+    return lines
+
+
+def _compared(
+    scene: Scene,
+    index: int,
+    category: str,
+    named: tuple[list[str], NDArray[np.int64]],
+    centres: NDArray[np.float64],
+    rng: np.random.Generator,
+) -> list[str]:
+    """On which side of one thing each candidate lies, along one axis, as a trace says it."""
+    axis, manner = int(rng.integers(2)), int(rng.integers(2))
+    thing, at = scene.things[index], centres[index][axis]
+    name = f"the {thing.color} {thing.category}"
+    lines = [f"# Step 3: Compare every {category} with {name}."]
+    lines.append(f"{name.capitalize()} is at {'xy'[axis]} = {int(at)}.")
+    for one, box in zip(*named, strict=True):
+        away = (box[axis] + box[axis + 2]) / 2 - at
+        if abs(away) >= NEAREST_PX:
+            lines.append(f"- {one}: {_SIDES[axis][int(away > 0)][manner]}")
+    return lines

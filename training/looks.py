@@ -27,7 +27,7 @@ class Kind(IntEnum):
     RECALLED = 2  # "Ball 3" itself, at the end of the hint's third box
     ORDERED = 3  # the next one of an order, at its box when all candidates are ordered
     CHOSEN = 4  # the next one of an order, at its verdict when only those that passed are
-    LISTED = 5  # "Ball 3: second", at its place in the order above
+    LISTED = 5  # "Ball 3: second", at its place in the order above; "left of it", at what stands for "it"
     SEEN = 6  # another thing, at a picture token that shows it
 
 
@@ -46,6 +46,7 @@ _BOX = re.compile(rb"\[(\d+), (\d+), (\d+), (\d+)\]")
 _ORDER = re.compile(
     rb"^(?:From the \w+|Leftmost|Rightmost|Topmost|Bottommost|Largest|Smallest): ([^.\n]*)\.", re.MULTILINE
 )
+_REFERENCE = re.compile(rb"^The reference is \w+ (\d+)\.$|^The [\w ]+ is at [xy] = (\d+)\.$", re.MULTILINE)
 _RELATED = re.compile(rb"(?:touches|inside|on top of|has) the (\w+) (\w+)")
 _PLACED = re.compile(rb"([Tt]he [\w ]+?) is at x = (\d+), y = (\d+)|([Tt]he [\w ]+?) is at [xy] = (\d+)")
 
@@ -155,10 +156,14 @@ def _orders(reader: _Reader) -> Iterator[Look]:
                     yield target - 1, passed[match[1]], Kind.CHOSEN, 1
                 elif not passed and end is not None:
                     yield target - 1, end, Kind.ORDERED, 0
+        reference = _REFERENCE.search(section)
         here: dict[bytes, int] = {}
         for line in reader.line.finditer(section):
             if line[1] in listed:
                 yield reader.token(offset + line.start(2)), listed[line[1]], Kind.LISTED, 1
+            elif reference and line.start() > reference.start():
+                said = reader.token(offset + max(reference.start(1), reference.start(2)))
+                yield reader.token(offset + line.start(2)), said, Kind.LISTED, 1
             mark = line[3].find("✅".encode())
             if mark >= 0:
                 here[line[1]] = reader.token(offset + line.start(3) + mark)

@@ -47,13 +47,41 @@ def test_places_are_of_others_and_named_once():
         scene, category, candidates, boxes, centres, rng = subject(index)
         _, answer = dense_turns.arranged(scene, candidates, boxes, category, centres, rng)
         for line in answer.splitlines():
-            if line.startswith("The "):
+            if line.startswith("The ") and ", y = " in line:
                 color, kind = line.split()[1:3]
                 things = [i for i, t in enumerate(scene.things) if (t.color, t.category) == (color, kind)]
                 assert len(things) == 1
                 assert things[0] not in candidates
                 x, y = centres[things[0]].astype(int)
                 assert line.endswith(f"is at x = {x}, y = {y}.")
+
+
+def test_sides_are_those_of_the_boxes():
+    signs = {
+        "left": (0, -1),
+        "right": (0, 1),
+        "above": (1, -1),
+        "higher": (1, -1),
+        "below": (1, 1),
+        "lower": (1, 1),
+    }
+    read = 0
+    for index in range(20):
+        scene, category, candidates, boxes, centres, rng = subject(index)
+        _, answer = dense_turns.arranged(scene, candidates, boxes, category, centres, rng)
+        for section in answer.split("# Step 3")[1:]:
+            color, kind, *_, at = section.splitlines()[1].removeprefix("The ").rstrip(".").split()
+            other = [i for i, t in enumerate(scene.things) if (t.color, t.category) == (color, kind)]
+            for line in section.splitlines()[2:]:
+                if not line.startswith("- "):
+                    break
+                name, said = line.removeprefix("- ").split(": ")
+                axis, sign = next(v for word, v in signs.items() if word in said)
+                box = boxes[int(name.split()[1]) - 1]
+                assert sign * ((box[axis] + box[axis + 2]) / 2 - centres[other[0]][axis]) > 0
+                assert int(at) == int(centres[other[0]][axis])
+                read += 1
+    assert read > 20
 
 
 def test_described_pinned():
