@@ -79,7 +79,7 @@ def _same_boxes(a: Item, b: Item) -> bool:
     overlaps = iou(a.boxes, b.boxes)
     best = overlaps.argmax(axis=1) if len(a.boxes) else np.zeros(0, np.int64)
     return len(set(best.tolist())) == len(best) and bool(
-        (overlaps.max(axis=1, initial=1.0) >= SAME_BOX_IOU).all()
+        (overlaps.max(axis=1, initial=0.0) >= SAME_BOX_IOU).all()
     )
 
 

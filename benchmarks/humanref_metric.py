@@ -74,7 +74,8 @@ def score(truth: ArrayLike, predicted: ArrayLike, candidates: int | None = None)
     if not len(predictions):
         return Score(np.zeros(10), np.zeros(10), np.zeros(10))
     overlaps = iou(truths, predictions)
-    matched = np.array([_matches(overlaps, threshold) for threshold in THRESHOLDS], np.float64)
+    rows = overlaps.tolist()
+    matched = np.array([_matches(rows, threshold) for threshold in THRESHOLDS.tolist()], np.float64)
     recall, precision = matched / len(truths), matched / len(predictions)
     both = recall + precision
     f1 = np.divide(2 * (precision * recall), both, out=np.zeros(10), where=both > 0)
@@ -88,16 +89,14 @@ def _penalty(truths: int, predictions: int, candidates: int | None) -> float:
     return min(1.0, (truths / candidates) / (predictions / candidates)) if candidates else 0.0
 
 
-def _matches(overlaps: NDArray[np.float64], threshold: float) -> int:
+def _matches(overlaps: Sequence[Sequence[float]], threshold: float) -> int:
     """Ground truths that find a prediction of their own, taken in order, best first."""
-    free = np.ones(overlaps.shape[1], bool)
-    count = 0
+    free = set(range(len(overlaps[0])))
     for row in overlaps:
-        candidate = int(np.argmax(np.where(free, row, -1.0)))
-        if free[candidate] and row[candidate] >= threshold:
-            free[candidate] = False
-            count += 1
-    return count
+        best = max(free, key=lambda k: (row[k], -k), default=None)
+        if best is not None and row[best] >= threshold:
+            free.remove(best)
+    return len(overlaps[0]) - len(free)
 
 
 def judge(

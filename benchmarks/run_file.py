@@ -12,6 +12,7 @@ Elsewhere filling it: runs.py; figures from it: figures.py.
 
 import json
 import os
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -101,16 +102,19 @@ class RunFile:
         self.path, self.top_path = path, path.with_name(path.name + ".top")
         self.header = {"schema": SCHEMA, **header}
         self.items: dict[int, Item] = {}
-        try:
-            self._lines = path.open("a+b")
-            _lock(self._lines, path)
-            self._go_on()
-            self._top = self.top_path.open("a+b")
-        except OSError as error:
-            raise OptionError(
-                f"{path}: cannot be written ({error.strerror}), a writable place is needed. Choose another."
-            ) from error
-        self._cut_top()
+        with ExitStack() as opened:
+            try:
+                self._lines = opened.enter_context(path.open("a+b"))
+                _lock(self._lines, path)
+                self._go_on()
+                self._top = opened.enter_context(self.top_path.open("a+b"))
+            except OSError as error:
+                raise OptionError(
+                    f"{path}: cannot be written ({error.strerror}), a writable place is needed. "
+                    "Choose another."
+                ) from error
+            self._cut_top()
+            opened.pop_all()
 
     def __enter__(self) -> "RunFile":
         return self

@@ -109,8 +109,9 @@ def _picture(record: Evidence) -> str:
     verdicts = record.verdicts()
     order = sorted(range(len(record.boxes)), key=lambda k: k in record.answers)
     boxes = "".join(_candidate(record, k, verdicts[k], (width, height)) for k in order)
+    label = escape(plain(record.title), quote=True)
     return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(plain(record.title), quote=True)}">'
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">'
         f'<image width="{width}" height="{height}" href="{data_uri(record)}"/>{boxes}</svg>'
     )
 
