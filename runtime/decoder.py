@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from rexthinker_edge.kernels.bfloat16 import to_float32
 from rexthinker_edge.runtime.deadline import NEVER, Deadline
 from rexthinker_edge.runtime.errors import BundleError, TextError
+from rexthinker_edge.runtime.opening import open_session
 
 STORED_DTYPES: dict[str, type[np.generic]] = {
     "bfloat16": np.uint16,
@@ -218,7 +219,7 @@ class Decoder:
         self.geometry = geometry
         self.embeddings = embeddings
         self.prefill_chunk = prefill_chunk
-        self.session = ort.InferenceSession(str(path), options, providers=list(providers))
+        self.session = open_session(path, options, providers)
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache with room for `capacity` tokens (at most `geometry.max_length`)."""
@@ -275,6 +276,7 @@ class Decoder:
         positions: NDArray[np.int64],
         rows: NDArray[np.int64],
         cache: KVCache,
+        deadline: Deadline = NEVER,
     ) -> NDArray[np.float32]:
         """As `run`, with the logits of some tokens: `rows` (R,) rising; returns (R, vocab)."""
         cache.reserve(cache.length + len(embeds))
@@ -283,7 +285,7 @@ class Decoder:
             stop = min(start + self.prefill_chunk, len(embeds))
             wanted = rows[(rows >= start) & (rows < stop)] - start
             asked = wanted if len(wanted) else np.zeros(1, np.int64)
-            part = self._pass(embeds[start:stop], positions[:, start:stop], asked, cache)
+            part = self._pass(embeds[start:stop], positions[:, start:stop], asked, cache, deadline=deadline)
             logits.append(part[: len(wanted)])
         return np.concatenate(logits)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from rexthinker_edge.runtime.deadline import Deadline
+from rexthinker_edge.runtime.deadline import Deadline, DeadlinePassed
 from rexthinker_edge.runtime.decoder import Decoder, KVCache
 from rexthinker_edge.runtime.generate import Finish, Generation, Limits, now_ms
 from rexthinker_edge.runtime.positions import text_positions
@@ -90,7 +90,6 @@ class Together:
     ) -> None:
         """Begin behind what the cache holds; read the questions, in as few passes as one question's."""
         self.decoder, self.cache, self.limits = decoder, cache, limits
-        self.deadline = Deadline(limits.deadline_ms)
         self.owners = np.full(cache.length, _PREFIX, np.int32)
         self.branches = [_Branch(owner, question) for owner, question in enumerate(questions)]
         ids = [token for question in questions for token in question.token_ids]
@@ -102,14 +101,18 @@ class Together:
             branch.choose(row, limits)
 
     def step(self) -> bool:
-        """One pass for every answer that goes on; False when none does."""
+        """One pass for every answer that goes on; False when none does any longer."""
         going = [branch for branch in self.branches if branch.finish is None]
-        if going and self.limits.deadline_ms is not None and now_ms() >= self.limits.deadline_ms:
+        try:
+            Deadline(self.limits.deadline_ms).check()
+            if going:
+                self._pass(going)
+        except DeadlinePassed:
             for branch in going:
                 branch.finish, branch.ended_ms = Finish.DEADLINE, now_ms()
-            return False
-        if not going:
-            return False
+        return any(branch.finish is None for branch in going)
+
+    def _pass(self, going: list[_Branch]) -> None:
         # No pass has a single row: it would be computed by other kernels (generate.py).
         rows = going if len(going) > 1 else going * 2
         positions = np.concatenate([text_positions(branch.next_position, 1) for branch in rows], axis=1)
@@ -120,13 +123,12 @@ class Together:
         self.owners = self.owners[: self.cache.length]
         for branch, row in zip(going, logits, strict=True):
             branch.choose(row, self.limits)
-        return True
 
     def _read(
         self, ids: list[int], positions: NDArray[np.int64], owners: NDArray[np.int32], rows: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         """Read tokens of known owners in passes of at most a chunk; logits of `rows`."""
-        embeds, logits = self.decoder.embed(ids), []
+        embeds, logits, deadline = self.decoder.embed(ids), [], Deadline(self.limits.deadline_ms)
         for start in range(0, len(ids), self.decoder.prefill_chunk):
             part = slice(start, min(start + self.decoder.prefill_chunk, len(ids)))
             self.owners = np.concatenate([self.owners, owners[part]])
@@ -134,7 +136,7 @@ class Together:
             wanted = rows[(rows >= part.start) & (rows < part.stop)] - part.start
             asked = wanted if len(wanted) else np.zeros(1, np.int64)
             got = self.decoder.run_branches(
-                embeds[part], positions[:, part], ~seen, asked, self.cache, self.deadline
+                embeds[part], positions[:, part], ~seen, asked, self.cache, deadline
             )
             logits.append(got[: len(wanted)])
         return np.concatenate(logits)
@@ -160,7 +162,10 @@ def answer_together(
     for branch in together.branches:
         if branch.doubtful and branch.finish is not Finish.DEADLINE:
             cache.rewind(prefix)
-            _settle(decoder, cache, branch, limits)
+            try:
+                _settle(decoder, cache, branch, limits)
+            except DeadlinePassed:
+                branch.finish = Finish.DEADLINE
         assert branch.finish is not None
         ids = branch.token_ids
         spoken = ids[:-1] if branch.finish is Finish.STOP else ids
@@ -176,7 +181,8 @@ def _settle(decoder: Decoder, cache: KVCache, branch: _Branch, limits: Limits) -
     first = len(question.token_ids) - 1  # its logits chose token_ids[0]
     prefix = cache.length
     rows = np.array([first + index for index in branch.doubtful])
-    logits = decoder.run_rows(decoder.embed(ids), text_positions(question.position, len(ids)), rows, cache)
+    positions, deadline = text_positions(question.position, len(ids)), Deadline(limits.deadline_ms)
+    logits = decoder.run_rows(decoder.embed(ids), positions, rows, cache, deadline)
     branch.passes += 1
     for index, row in zip(branch.doubtful, logits, strict=True):
         if int(row.argmax()) == branch.token_ids[index]:

@@ -7,6 +7,7 @@ Elsewhere the work: runtime/thinker.py, runtime/scene.py; how it is shown: show.
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,11 +47,15 @@ EXIT_CODES = {
 @click.option("--out", type=click.Path(path_type=Path), help="Draw candidates and answer into this picture.")
 @click.option("--stream", is_flag=True, help="Print the thought as it comes.")
 @click.option(
-    "--deadline", type=click.FloatRange(min=0, min_open=True), metavar="MS", help="Give up after this."
+    "--deadline",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="MS",
+    help="Give up after this, looking included.",
 )
 @click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer.")
 @click.option("--device", default="cpu", show_default=True, help="Where to run.")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Cores to use; all of them.")
+@click.option("--no-draft", is_flag=True, help="One token a pass: slower, the same answer.")
 def refer(
     image: Path,
     category: str,
@@ -64,6 +69,7 @@ def refer(
     max_new_tokens: int | None,
     device: str,
     threads: int | None,
+    no_draft: bool,
 ) -> int:
     """Find what each EXPRESSION means among the things of CATEGORY in IMAGE.
 
@@ -85,10 +91,18 @@ def refer(
     with phase("loading the bundle"):
         from rexthinker_edge.runtime.thinker import load  # noqa: PLC0415
 
-        thinker = load(bundle, device=device, threads=threads)
+        thinker = load(bundle, device=device, threads=threads, drafting=not no_draft)
+    begun = time.monotonic()
     with phase(f"looking for every {category}"):
-        scene = thinker.look(picture, category, boxes=given)
-    results = [_ask(scene, expression, max_new_tokens, deadline, as_json, stream) for expression in asked]
+        scene = thinker.look(picture, category, boxes=given, deadline_ms=deadline)
+    left = None if deadline is None else max(deadline - (time.monotonic() - begun) * 1000, 1e-3)
+    if stream or len(asked) == 1:
+        results = [_ask(scene, expression, max_new_tokens, left, as_json, stream) for expression in asked]
+    else:
+        with phase(f"thinking about {len(asked)} expressions"):
+            results = scene.refer_many(asked, max_new_tokens, left)
+        for result in results:
+            _show(result, as_json)
     if out is not None:
         save_whole(draw_result(picture, results[0]), out)
     return max(EXIT_CODES[result.status] for result in results)
@@ -127,21 +141,26 @@ def _ask(
     as_json: bool,
     stream: bool,
 ) -> "Result":
-    if as_json:
+    if not stream:
         with phase(f"thinking about {expression}"):
             result = scene.refer(expression, max_new_tokens, deadline)
-        click.echo(json.dumps(result.to_json(), ensure_ascii=False))
+        _show(result, as_json)
         return result
     from rexthinker_edge.commands.show import Painter, show_result  # noqa: PLC0415
 
     painter = Painter(sys.stdout)
-    if stream:
-        result = _streamed(scene, expression, max_new_tokens, deadline, painter)
-    else:
-        with phase(f"thinking about {expression}"):
-            result = scene.refer(expression, max_new_tokens, deadline)
-    show_result(painter, result, steps=not stream)
+    result = _streamed(scene, expression, max_new_tokens, deadline, painter)
+    show_result(painter, result, steps=False)
     return result
+
+
+def _show(result: "Result", as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(result.to_json(), ensure_ascii=False))
+        return
+    from rexthinker_edge.commands.show import Painter, show_result  # noqa: PLC0415
+
+    show_result(Painter(sys.stdout), result, steps=True)
 
 
 def _streamed(

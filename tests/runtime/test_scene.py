@@ -13,6 +13,7 @@ from rexthinker_edge.runtime.errors import (
     ImageError,
     OptionError,
     SceneBusyError,
+    SceneError,
     TextError,
 )
 from rexthinker_edge.runtime.image import read_picture
@@ -201,6 +202,73 @@ def test_timeout(make_world):
     assert result.boxes == []
 
 
+def test_a_deadline_holds_while_looking(make_world, monkeypatch):
+    world = make_world()
+    late = world.thinker.look(PICTURE, "ball", deadline_ms=1e-6)
+    assert world.detector.asked == []
+    result = late.refer("the red ball")
+    assert (result.status, result.boxes, result.candidates) == (Status.TIMEOUT, [], ())
+    assert [r.status for r in late.refer_many(["a", "b"])] == [Status.TIMEOUT] * 2
+    with pytest.raises(SceneError, match="the deadline cut its looking short"):
+        late.save("nowhere")
+    # the boxes are the caller's: only the prefix is missing, and a scene with time goes on with it
+    scene = world.thinker.look(PICTURE, "ball", boxes=MINE, deadline_ms=1e-6)
+    assert (world.vision.encoded, world.decoder.read) == (0, 0)
+    assert scene.refer("the red ball", deadline_ms=1e-6).status is Status.TIMEOUT
+    patient = scene.refer("the red ball", deadline_ms=600_000)
+    assert (patient.status, patient.tokens.reused) == (Status.FOUND, 0)
+    for wrong in (0, -1, float("nan")):
+        with pytest.raises(OptionError, match=r"deadline_ms: .* milliseconds above 0 are needed"):
+            world.thinker.look(PICTURE, "ball", deadline_ms=wrong)
+
+
+def test_detector_and_vision_tower_at_once(make_world):
+    world = make_world()
+    both = load(world.directory, threads=4)
+    meeting = threading.Barrier(2, timeout=60)
+    detect, encode = world.detector.detect, world.vision.encode
+
+    def met(call):
+        def wrapped(*arguments):
+            meeting.wait()  # each waits for the other: one after the other would never pass
+            return call(*arguments)
+
+        return wrapped
+
+    world.detector.detect, world.vision.encode = met(detect), met(encode)
+    result = both.look(PICTURE, "ball").refer("the red ball")
+    assert result.status is Status.FOUND
+    assert (world.vision.encoded, len(world.detector.asked)) == (1, 1)
+    world.vision.encode = encode
+    world.detector.detect = detect
+    both.look(PICTURE, "mug")
+    assert world.vision.encoded == 1  # the picture is known
+
+
+def test_another_category_reuses_the_picture(make_world):
+    world = make_world()
+    first = world.thinker.look(PICTURE, "ball").refer("the red one")
+    scene = world.thinker.look(PICTURE, "mug")
+    other, again = scene.refer("the red one"), scene.refer("the left one")
+    assert world.vision.encoded == 1
+    hint_tokens = again.tokens.reused - other.tokens.reused
+    assert first.tokens.reused == 0
+    assert 0 < hint_tokens < other.tokens.reused / 2  # all but the hint, which names another category
+    assert other.ms.vision == 0
+
+
+def test_a_scene_stays_whole_while_another_is_asked(make_world):
+    """Two scenes of one picture, in turns, within a budget that keeps next to nothing."""
+    world = make_world()
+    tight = load(world.directory, threads=1, memory_bytes=3_000)
+    scenes = [tight.look(PICTURE, category) for category in ("ball", "mug")]
+    cold = [world.thinker.look(PICTURE, category).refer("it") for category in ("ball", "mug")]
+    for _ in range(2):
+        for scene, expected in zip(scenes, cold, strict=True):
+            result = scene.refer("it")
+            assert (result.token_ids, result.boxes) == (expected.token_ids, expected.boxes)
+
+
 def test_one_expression_at_a_time(make_world):
     scene = make_world().thinker.look(PICTURE, "ball")
     stream = scene.stream("the red ball")
@@ -251,6 +319,12 @@ def test_bad_requests(make_world):
             ImageError,
             "at most 200 times",
         ),
+        (
+            lambda: load(world.directory, memory_bytes=-1),
+            OptionError,
+            "memory_bytes: -1, a whole number of bytes from 0 is needed",
+        ),
+        (lambda: load(world.directory, idle_kv="int4"), OptionError, "idle_kv: 'int4', one of float32, int8"),
         (
             lambda: load(world.directory, device="cuda"),
             DeviceError,
