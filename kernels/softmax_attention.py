@@ -34,15 +34,13 @@ def windowed_attention(qkv: Array, heads: int, bias: Array, mask: Array | None =
         bias: (heads, area, area).
         mask: (W, 1, area, area) or None.
     """
-    area = bias.shape[-1]
+    area, windows = bias.shape[-1], []
     parts = np.split(qkv.reshape(len(qkv) // area, area, -1), 3, axis=-1)
-    windows = []
-    for window, (q, k, v) in enumerate(zip(*parts, strict=True)):
+    for window, (query, key, value) in enumerate(zip(*parts, strict=True)):
         extra = bias if mask is None else bias + mask[window]
-        windows.append(np.concatenate([
-            row_attention(*one, 1, extra[head])
-            for head, one in enumerate(zip(*(np.split(x, heads, axis=-1) for x in (q, k, v)), strict=True))
-        ], axis=-1))  # fmt: skip
+        q, k, v = (np.split(x, heads, axis=-1) for x in (query, key, value))
+        seen = [row_attention(q[head], k[head], v[head], 1, extra[head]) for head in range(heads)]
+        windows.append(np.concatenate(seen, axis=-1))
     return np.concatenate(windows)
 
 

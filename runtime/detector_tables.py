@@ -138,7 +138,7 @@ def level_tables(sides: list[Side], rules: TableRules) -> dict[str, NDArray[Any]
         "cell_base": (centres * 2 - 1)[:, :, None, None],
         "offset_scale": steps[:, :, None],
         "cell_anchors": logits,
-        "cell_usable": usable.astype(np.float32),
+        "cell_usable": np.asarray(usable, np.float32),
     }
 
 
