@@ -8,6 +8,7 @@ Elsewhere choosing: calibration/sources.py; rounding: gptq_layers.py; the bundle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -19,9 +20,11 @@ from rexthinker_edge.export import gptq_layers
 from rexthinker_edge.export.checkpoint import Checkpoint
 from rexthinker_edge.export.config import TextConfig
 from rexthinker_edge.export.gptq_layers import LayerwiseOptions, quantise_decoder
+from rexthinker_edge.export.packed_checkpoint import PackedFormat
 from rexthinker_edge.export.quantize import IntegerRecipe, Saved
 from rexthinker_edge.runtime.bundle import CalibrationCard, PromptSettings
 from rexthinker_edge.runtime.decoder import place_image
+from rexthinker_edge.runtime.errors import OptionError
 from rexthinker_edge.runtime.qwen_pixels import PixelLimits
 from rexthinker_edge.runtime.tokens import TextTokenizer
 from rexthinker_edge.runtime.vision import VisionGeometry, VisionTower
@@ -35,7 +38,7 @@ class CalibrationOptions:
         source: as `choose_calibration` reads it.
         samples, seed: how many, and which.
         symmetric, damping, act_order: see GptqOptions.
-        correct: see gptq_layers.
+        correct: aim at the original model's outputs, see gptq_layers; twice the work.
         answer_weight: how much a token of the assistant's turn counts, against 1 for one of the prompt.
         device: torch's, "cpu" or "cuda".
     """
@@ -46,9 +49,72 @@ class CalibrationOptions:
     symmetric: bool = False
     damping: float = 0.01
     act_order: ActOrder = ActOrder.STATIC
-    correct: bool = False
+    correct: bool = True
     answer_weight: float = 1.0
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Raises OptionError on a value that has no meaning."""
+        if self.samples < 1 or self.answer_weight <= 0:
+            raise OptionError(
+                f"calibration: {self.samples} samples, answers counted {self.answer_weight} times; needed "
+                "1 or more, and above 0. Leave them out for 128 and 1."
+            )
+        GptqOptions(damping=self.damping, act_order=ActOrder(self.act_order))
+
+
+def take_options(chosen: dict[str, Any]) -> CalibrationOptions | None:
+    """Remove the command's options about calibration from `chosen`; None where no data were named."""
+    source, count = chosen.pop("calibration"), chosen.pop("samples")
+    seed, order = chosen.pop("calibration_seed"), ActOrder(chosen.pop("act_order"))
+    symmetric, damping = chosen.pop("symmetric"), chosen.pop("damping")
+    correct, device = not chosen.pop("no_correction"), chosen.pop("calibration_device")
+    if source is None:
+        return None
+    return CalibrationOptions(source, count, seed, symmetric, damping, order, correct, device=device)
+
+
+def check_integers(
+    layout: PackedFormat | None, recipe: IntegerRecipe | None, given: CalibrationOptions | None,
+    packed_dir: Path | None,
+) -> None:  # fmt: skip
+    """Refuse options about integers that do not go together.
+
+    Args:
+        layout: how the checkpoint is quantised, None where it is not.
+        recipe: how the decoder is to be rounded, None for not at all.
+        given: how it is to be calibrated, None for not at all.
+        packed_dir: where a quantised checkpoint is to be written, or None.
+
+    Raises:
+        OptionError: which two do not.
+    """
+    told = ""
+    if layout is not None and recipe is None:
+        told = f"precision: fp32, but the checkpoint holds integers ({layout.value}). Give --precision int4."
+    elif layout is not None and given is not None:
+        told = (
+            f"calibration: the checkpoint holds integers already ({layout.value}), unquantised weights are "
+            "needed. Leave --calibration out."
+        )
+    elif given is not None and recipe is None:
+        told = "calibration: of no use with precision fp32, int4 or int8 is needed. Give --precision int4."
+    elif packed_dir is not None and given is None:
+        told = "packed_dir: a quantised checkpoint is written of calibrated integers. Give --calibration."
+    elif packed_dir is not None and packed_dir.exists() and any(packed_dir.iterdir()):
+        told = f"packed_dir: {packed_dir} has files in it, a new or empty place is needed. Name another."
+    if told:
+        raise OptionError(told)
+
+
+def method(layout: PackedFormat | None, given: CalibrationOptions | None) -> str:
+    """How the decoder's integers came about, in the manifest's words."""
+    if layout is not None:
+        return f"as the {layout.value} checkpoint has them"
+    if given is None:
+        return "round-to-nearest"
+    corrected = ", corrected for drift" if given.correct else ""
+    return f"GPTQ on {given.samples} samples of {given.source}, act-order {given.act_order.value}{corrected}"
 
 
 def calibrate(

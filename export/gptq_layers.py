@@ -23,7 +23,7 @@ from torch import Tensor
 from rexthinker_edge.calibration.gptq import GptqOptions, Gram, Solver
 from rexthinker_edge.export.checkpoint import Checkpoint
 from rexthinker_edge.export.config import TextConfig
-from rexthinker_edge.export.quantize import QuantisedLinear, column_codes, regrouped, save_linear
+from rexthinker_edge.export.quantize import QuantisedLinear, column_codes, load_linear, regrouped, save_linear
 from rexthinker_edge.export.torch_layer import (
     ATTENTION_IN,
     ATTENTION_OUT,
@@ -108,7 +108,8 @@ def quantise_decoder(
 
     Args:
         sequences: the samples, asked for once; `lengths` their tokens.
-        scratch: a directory with room for the codes and, for many samples, the activations.
+        scratch: a directory with room for the codes and, for many samples, the activations. Layers that an
+            interrupted walk with the same arguments left there are not rounded again.
     """
     walk = _Walk(checkpoint, config, lengths, options, scratch, report)
     walk.begin(sequences)
@@ -169,8 +170,13 @@ class _Walk:
                 stream.residual[k] = stream.residual[k] + branch
 
     def _step(self, step: tuple[str, ...], prefix: str) -> None:
-        """Round the linear layers that read the same inputs."""
+        """Round the linear layers that read the same inputs, or take them from an interrupted walk."""
         layer = self.quantised.layer
+        if all((self.scratch / f"{prefix}.{name}.npz").is_file() for name in step):
+            for name in step:
+                made = load_linear(self.scratch, f"{prefix}.{name}")
+                layer.weights[f"{name}.weight"] = torch.from_numpy(made.dense()).to(self.options.device)
+            return
         weights = {name: layer.weights[f"{name}.weight"] for name in step}
         columns = next(iter(weights.values())).shape[1]
         gram = Gram(columns, self.options.device)

@@ -13,10 +13,12 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from rexthinker_edge.export.calibrate import CalibrationOptions, calibrate, check_integers, method
 from rexthinker_edge.export.checkpoint import Checkpoint
 from rexthinker_edge.export.config import ModelConfig, TextConfig, read_config
 from rexthinker_edge.export.decoder_graph import write_decoder
@@ -25,12 +27,21 @@ from rexthinker_edge.export.detector_int8 import detector_layers
 from rexthinker_edge.export.embeddings import EmbeddingPrecision, write_embeddings
 from rexthinker_edge.export.golden import record_answers, write_pictures
 from rexthinker_edge.export.journal import Journal, has_parts, held, source_fingerprint
+from rexthinker_edge.export.packed_checkpoint import PackedFormat, open_weights, packed_format, write_packed
 from rexthinker_edge.export.plan import ExportPlan, check_disk, existing_parent, plan_export
-from rexthinker_edge.export.quantize import IntegerRecipe, Precision, choose_block
+from rexthinker_edge.export.quantize import IntegerRecipe, Precision, Saved, Weights, choose_block
 from rexthinker_edge.export.source_files import model_card, read_settings, read_tokens
 from rexthinker_edge.export.vision_graph import write_vision
 from rexthinker_edge.runtime import bundle as bundles
-from rexthinker_edge.runtime.bundle import FORMAT_VERSION, Golden, Manifest, check_target, seal, staged
+from rexthinker_edge.runtime.bundle import (
+    FORMAT_VERSION,
+    CalibrationCard,
+    Golden,
+    Manifest,
+    check_target,
+    seal,
+    staged,
+)
 from rexthinker_edge.runtime.decoder import DecoderGeometry
 from rexthinker_edge.runtime.detector import DetectorGeometry
 from rexthinker_edge.runtime.errors import OptionError
@@ -52,6 +63,8 @@ class ExportOptions:
         accuracy_level: of MatMulNBits, 0 (float32 activations) or 4 (int8 activations, faster).
         head_bits: of the output layer where the decoder is in integers, 4 or 8.
         embeddings: of the token table: as stored, or int8 with a scale a row.
+        calibration: choose the decoder's integers by GPTQ on samples; None: round to nearest.
+        packed_dir, packed_format: also write the calibrated integers as a checkpoint for others.
         vision: "fp32" or "int8", of the vision tower's linear layers.
         detector: "fp32", or "int8" in those linear layers that measurably do not move boxes.
         golden_questions: how many self-tests the bundle carries, 0 to 3; recording them asks the new bundle.
@@ -67,6 +80,9 @@ class ExportOptions:
     accuracy_level: int = 4
     head_bits: int = 8
     embeddings: EmbeddingPrecision = EmbeddingPrecision.KEPT
+    calibration: CalibrationOptions | None = None
+    packed_dir: Path | None = None
+    packed_format: PackedFormat = PackedFormat.COMPRESSED
     vision: str = "fp32"
     detector: str = "fp32"
     golden_questions: int = 3
@@ -123,6 +139,8 @@ def export_bundle(
     card = model_card(card, given, default_name=out_dir.name)
     tokens = read_tokens(vlm_dir, config)
     length, recipe = chosen_length(config, options), chosen_recipe(config.text, options)
+    layout = packed_format(vlm_dir)
+    check_integers(layout, recipe, options.calibration, options.packed_dir)
     checkpoint = Checkpoint(vlm_dir, progress)
     plan = plan_export(checkpoint, detector_dir, config.text, recipe, options.embeddings, length)
     sources = {"checkpoint": source_fingerprint(vlm_dir), "detector": source_fingerprint(detector_dir)}
@@ -135,8 +153,11 @@ def export_bundle(
         manifest = Manifest(
             format_version=FORMAT_VERSION, name=card.name, model=card, prompt=prompt, tokens=tokens,
             vision=vision, decoder=decoder, detector=detector, files={},
-            quantisation=described(recipe, decoder.embedding_dtype, options.vision, len(detector.int8)),
-            calibration=None, targets=("cpu",), golden=(),
+            quantisation=described(
+                recipe, decoder.embedding_dtype, options.vision, len(detector.int8),
+                method(layout, options.calibration),
+            ),
+            calibration=_calibration(work, length), targets=("cpu",), golden=(),
         )  # fmt: skip
         golden = _golden(work, manifest)
         return seal(partial, replace(manifest, golden=golden.answers), journal.entries())
@@ -170,7 +191,8 @@ def _staging(
 def _decoder(work: _Work, length: int) -> DecoderGeometry:
     def make() -> DecoderGeometry:
         text = work.config.text
-        made = write_decoder(work.checkpoint, text, work.partial, length, work.recipe)
+        weights = _weights(work, length)
+        made = write_decoder(work.checkpoint, text, work.partial, length, work.recipe, weights=weights)
         # A tied checkpoint may state the shared table a second time.
         work.checkpoint.refuse_unused(["lm_head.weight"] if text.tied else [], but="visual.")
         if work.options.embeddings is EmbeddingPrecision.KEPT:
@@ -182,8 +204,59 @@ def _decoder(work: _Work, length: int) -> DecoderGeometry:
     depends = {
         "recipe": None if work.recipe is None else asdict(work.recipe), "length": length,
         "embeddings": work.options.embeddings,
+        "calibration": _calibration_options(work.options),
     }  # fmt: skip
     return work.journal.part("decoder", DecoderGeometry, (bundles.DECODER, bundles.EMBEDDINGS), depends, make)
+
+
+def _calibration_options(options: ExportOptions) -> dict[str, Any] | None:
+    return None if options.calibration is None else asdict(options.calibration)
+
+
+def _weights(work: _Work, length: int) -> Weights | None:
+    """Where the decoder's linear layers come from; None: from the checkpoint, as the recipe says."""
+    layout = packed_format(work.vlm_dir)
+    if layout is not None and work.recipe is not None:
+        return open_weights(work.checkpoint, layout, work.recipe)
+    if _calibration(work, length) is None:
+        return None
+    saved = Saved(work.checkpoint, _scratch(work))
+    if work.options.packed_dir is not None:
+        assert work.options.calibration is not None, "packed_dir is refused without calibration"
+        write_packed(
+            work.checkpoint, work.config.text, saved, work.options.packed_format, work.options.packed_dir,
+            work.options.calibration.symmetric,
+        )  # fmt: skip
+    return saved
+
+
+def _calibration(work: _Work, length: int) -> CalibrationCard | None:
+    """Round the decoder on samples, once; what was chosen."""
+    options, recipe = work.options.calibration, work.recipe
+    if options is None or recipe is None:
+        return None
+
+    def make() -> CalibrationCard:
+        scratch = _scratch(work)
+        if not work.options.resume:
+            shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(exist_ok=True)
+        prompt, _ = read_settings(work.vlm_dir)
+        vision = (work.partial / bundles.VISION, _vision(work))
+        tokenizer = work.vlm_dir / "tokenizer.json"
+        return calibrate(
+            work.checkpoint, work.config.text, prompt, vision, tokenizer, recipe, options, scratch, length
+        )[1]
+
+    depends = {"calibration": asdict(options), "recipe": asdict(recipe), "vision": work.options.vision}
+    return work.journal.part("calibration", CalibrationCard, (), depends, make)
+
+
+def _scratch(work: _Work) -> Path:
+    """Where integers wait for the decoder's graph: one directory for each way of choosing them."""
+    recipe = None if work.recipe is None else asdict(work.recipe)
+    what = [_calibration_options(work.options), recipe, work.options.vision, work.journal.fingerprint]
+    return work.journal.work / f"integers-{sha256(json.dumps(what).encode()).hexdigest()[:12]}"
 
 
 def _detector(work: _Work) -> DetectorGeometry:
@@ -236,7 +309,9 @@ def check_checkpoint(vlm_dir: Path, scratch: Path) -> ModelConfig:
     read_tokens(vlm_dir, config)
     checkpoint = Checkpoint(vlm_dir)
     write_vision(checkpoint, config.vision, scratch, prompt.max_pixels, dry=True)
-    write_decoder(checkpoint, config.text, scratch, 16, None, dry=True)
+    layout = packed_format(vlm_dir)
+    weights = None if layout is None else open_weights(checkpoint, layout, IntegerRecipe(block=32))
+    write_decoder(checkpoint, config.text, scratch, 16, None, dry=True, weights=weights)
     checkpoint.refuse_unused(["lm_head.weight"] if config.text.tied else [])
     return config
 
@@ -286,24 +361,25 @@ def chosen_recipe(config: TextConfig, options: ExportOptions) -> IntegerRecipe |
         raise OptionError(f"accuracy_level: {options.accuracy_level}, needed 0 or 4. Leave it out for 4.")
     if options.head_bits not in (4, 8):
         raise OptionError(f"head_bits: {options.head_bits}, needed 4 or 8. Leave it out for 8.")
-    return IntegerRecipe(
-        block=block, accuracy_level=options.accuracy_level, head_bits=options.head_bits
-    )
+    bits = 8 if options.precision is Precision.INT8 else 4
+    return IntegerRecipe(bits, options.head_bits, block, options.accuracy_level)
 
 
 def described(
-    recipe: IntegerRecipe | None, stored: str, vision: str = "fp32", detector_int8: int = 0
+    recipe: IntegerRecipe | None, stored: str, vision: str = "fp32", detector_int8: int = 0,
+    method: str = "round-to-nearest",
 ) -> dict[str, str]:
     """The manifest's words for how each graph's weights are stored.
 
     Args:
         detector_int8: linear layers of the detector that are 8-bit.
+        method: how the decoder's integers came about.
     """
     kept = f"fp32, weights stored as {stored}"
     words = kept
     if recipe is not None:
         words = (
-            f"int{recipe.bits} round-to-nearest, block {recipe.block}, accuracy level "
+            f"int{recipe.bits} {method}, block {recipe.block}, accuracy level "
             f"{recipe.accuracy_level}; "
             f"output layer int{recipe.head_bits}; embeddings {stored}"
         )

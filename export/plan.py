@@ -71,7 +71,8 @@ def plan_export(
         positions: rows of the rotary table.
     """
     table = checkpoint.shape_and_bytes("model.embed_tokens.weight")
-    head = table if config.tied else checkpoint.shape_and_bytes("lm_head.weight")
+    own_head = not config.tied and "lm_head.weight" in checkpoint  # it may be quantised: then of the same shape
+    head = checkpoint.shape_and_bytes("lm_head.weight") if own_head else table
     layers, rounded = 4 * positions * config.head_dim, 0
     for name in checkpoint.names("model.layers."):
         size, count = _stored(checkpoint, name, recipe, None if recipe is None else recipe.bits)

@@ -26,6 +26,7 @@ class Precision(StrEnum):
     """How a bundle's decoder weights are stored."""
 
     FP32 = "fp32"  # computed in float32; stored as the checkpoint has them
+    INT8 = "int8"
     INT4 = "int4"
 
 

@@ -17,7 +17,7 @@ import click
 @click.argument("checkpoint")
 @click.option("--detector", required=True, help="Grounding DINO checkpoint: a directory or a hub id.")
 @click.option("--out", "out_dir", type=click.Path(path_type=Path), required=True, help="The bundle to make.")
-@click.option("--precision", type=click.Choice(["fp32", "int4"]), default="fp32", show_default=True)
+@click.option("--precision", type=click.Choice(["fp32", "int8", "int4"]), default="fp32", show_default=True)
 @click.option("--max-length", type=click.IntRange(min=1), help="Tokens of prompt and answer together.")
 @click.option("--block", type=int, help="Columns that share an int4 scale (128 where it fits, else 32).")
 @click.option("--accuracy-level", type=int, default=4, show_default=True, help="Of int4: 0 exact, 4 fast.")
@@ -42,6 +42,28 @@ import click
     help="Self-tests to record with the new bundle.",
 )
 @click.option("--golden-tokens", type=click.IntRange(min=1), help="Most tokens of a self-test's answer.")
+@click.option(
+    "--calibration", metavar="DATA",
+    help="Choose integers by GPTQ on workbench:full, humanref-cot:DIR or humanref:DIR.",
+)
+@click.option("--samples", type=click.IntRange(min=1), default=128, show_default=True, help="How many.")
+@click.option("--calibration-seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--symmetric", is_flag=True, help="Calibrated integers without zero points.")
+@click.option("--damping", type=float, default=0.01, show_default=True, help="Of GPTQ's Hessian.")
+@click.option(
+    "--act-order", type=click.Choice(["none", "static", "group"]), default="static", show_default=True,
+    help="Round columns of large inputs first; group: also group by them.",
+)
+@click.option("--no-correction", is_flag=True, help="Plain GPTQ: do not make up for earlier layers' errors.")
+@click.option("--calibration-device", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option(
+    "--packed-out", "packed_dir", type=click.Path(path_type=Path),
+    help="Also write the calibrated integers as a checkpoint here.",
+)
+@click.option(
+    "--packed-format", type=click.Choice(["compressed-tensors", "gptq", "gptq_v2"]),
+    default="compressed-tensors", show_default=True,
+)
 @click.option("--name", help="Name of the bundle.")
 @click.option("--source", help="Where the weights come from.")
 @click.option("--revision", help="Which revision of them.")
@@ -54,8 +76,10 @@ import click
 @click.option("--dry-run", is_flag=True, help="Check every tensor's shape and print what it will take.")
 def export(checkpoint: str, detector: str, out_dir: Path, dry_run: bool, **chosen: Any) -> None:
     """Make a bundle of a Qwen2.5-VL CHECKPOINT and a detector: directories, or hub ids (name@revision)."""
+    from rexthinker_edge.export.calibrate import take_options  # noqa: PLC0415
     from rexthinker_edge.export.embeddings import EmbeddingPrecision  # noqa: PLC0415
     from rexthinker_edge.export.hub import DETECTOR_FILES, LANGUAGE_FILES, locate  # noqa: PLC0415
+    from rexthinker_edge.export.packed_checkpoint import PackedFormat  # noqa: PLC0415
     from rexthinker_edge.export.pipeline import ExportOptions, describe_json, export_bundle  # noqa: PLC0415
     from rexthinker_edge.export.quantize import Precision  # noqa: PLC0415
 
@@ -64,6 +88,7 @@ def export(checkpoint: str, detector: str, out_dir: Path, dry_run: bool, **chose
         "precision": Precision(chosen["precision"]), "head_bits": int(chosen["head_bits"]),
         "embeddings": EmbeddingPrecision(chosen["embeddings"]),
         "detector": chosen.pop("detector_precision"),
+        "calibration": take_options(chosen), "packed_format": PackedFormat(chosen["packed_format"]),
     }  # fmt: skip
     options = ExportOptions(**chosen, notice=None if notice is None else notice.read_text("utf-8"))
     vlm_dir = _with_progress(lambda report: locate(checkpoint, LANGUAGE_FILES, report))
