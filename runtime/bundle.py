@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 from rexthinker_edge.runtime.decoder import DecoderGeometry
 from rexthinker_edge.runtime.detector import DetectorGeometry
 from rexthinker_edge.runtime.errors import BundleError
+from rexthinker_edge.runtime.manifest_limits import unfit_number
 from rexthinker_edge.runtime.prompt import Wording
 from rexthinker_edge.runtime.strict_json import StrictJsonError, parse, to_dataclass, to_json
 from rexthinker_edge.runtime.vision import VisionGeometry
@@ -295,6 +296,18 @@ def _check_manifest(manifest: Manifest, path: Path) -> None:
         _fail(file, "pixel or token limits are not positive and in order", "Export the bundle again.")
     if not manifest.tokens.eos:
         _fail(file, "tokens.eos is empty, one end token or more is needed", "Export the bundle again.")
+    _check_numbers(manifest, file)
+
+
+def _check_numbers(manifest: Manifest, file: Path) -> None:
+    parts = {"prompt": manifest.prompt, "vision": manifest.vision, "decoder": manifest.decoder}
+    for where, part in (*parts.items(), ("detector", manifest.detector)):
+        if (problem := unfit_number(part, where)) is not None:
+            _fail(file, problem, "It was edited: copy or export the bundle again.")
+    for token in (manifest.tokens.image_pad, *manifest.tokens.eos):
+        if not 0 <= token < manifest.decoder.vocab:
+            seen = f"token {token} with a vocabulary of {manifest.decoder.vocab:,}"
+            _fail(file, seen, "It was edited: copy or export the bundle again.")
 
 
 def _check_directory(manifest: Manifest, path: Path) -> None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from rexthinker_edge.runtime.errors import BundleError, TextError
+from rexthinker_edge.runtime.tokens import read_tokenizer_json
 
 CLS, SEP, DOT, QUESTION = 101, 102, 1012, 1029
 """bert-base-uncased's ids; the model's code knows them by number."""
@@ -76,11 +77,11 @@ class CaptionTokenizer:
             BundleError: no WordPiece tokenizer, or other ids for [CLS], [SEP], "." and "?" than BERT's.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_tokenizer_json(path)
             vocabulary = content["model"]["vocab"]
             ids = tuple(vocabulary[piece] for piece in ("[CLS]", "[SEP]", ".", "?"))
             plain = json.dumps({**content, "added_tokens": [], "post_processor": None})
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise _not_ours(path, f"it cannot be read ({error})") from error
         if ids != DELIMITERS:
             raise _not_ours(path, f'[CLS], [SEP], "." and "?" have the ids {ids} instead of {DELIMITERS}')

@@ -31,7 +31,9 @@ def parse(text: str) -> Any:
         return json.loads(text, object_pairs_hook=_distinct_keys, parse_constant=_no_constant)
     except RecursionError as error:
         raise StrictJsonError("nested too deep") from error
-    except json.JSONDecodeError as error:
+    except StrictJsonError:
+        raise
+    except ValueError as error:  # JSONDecodeError, or a number of more digits than Python converts
         raise StrictJsonError(f"not JSON ({error})") from error
 
 

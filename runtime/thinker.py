@@ -18,7 +18,6 @@ from typing import Any
 
 import onnxruntime as ort
 from numpy.typing import ArrayLike
-from onnxruntime.capi import onnxruntime_pybind11_state as refusals
 
 from rexthinker_edge.runtime import bundle as bundles
 from rexthinker_edge.runtime.bundle import Bundle, open_bundle
@@ -33,10 +32,12 @@ from rexthinker_edge.runtime.image import Source, read_picture
 from rexthinker_edge.runtime.kept_rows import STORAGES
 from rexthinker_edge.runtime.kept_scene import restore_scene
 from rexthinker_edge.runtime.looking import Looker, Parts
+from rexthinker_edge.runtime.opening import REFUSALS, refusal
 from rexthinker_edge.runtime.prefix_tree import PrefixTree
 from rexthinker_edge.runtime.qwen_pixels import PixelLimits
 from rexthinker_edge.runtime.result import BundleInfo
 from rexthinker_edge.runtime.scene import Language, Scene, check_deadline
+from rexthinker_edge.runtime.session_check import check_decoder, check_vision
 from rexthinker_edge.runtime.tokens import TextTokenizer, check_text
 from rexthinker_edge.runtime.vision import VisionTower
 
@@ -45,16 +46,6 @@ __all__ = ["Parts", "Thinker", "load", "open_parts", "small_bundle"]
 DEVICES = ("cpu",)
 MEMORY_BYTES = 1 << 30  # six pictures of a megapixel at 7B
 AT_ONCE_THREADS = 4  # below, detector and vision tower would only take each other's cores
-# What InferenceSession raises; they share no base but Exception.
-_REFUSALS = (
-    refusals.Fail,
-    refusals.InvalidArgument,
-    refusals.InvalidGraph,
-    refusals.InvalidProtobuf,
-    refusals.NoSuchFile,
-    refusals.NotImplemented,
-    refusals.RuntimeException,
-)
 
 
 class Thinker:
@@ -180,15 +171,21 @@ def open_parts(opened: Bundle, options: ort.SessionOptions) -> Parts:
         BundleError: ONNX Runtime cannot open a graph, or a tokenizer or the embeddings are not as described.
     """
     manifest = opened.manifest
+    _check_graphs(opened)
+    tokenizer = _tokenizer(opened)
+    embeddings = Embeddings(opened.file(bundles.EMBEDDINGS), manifest.decoder)
 
     def decoder() -> Decoder:
-        embeddings = Embeddings(opened.file(bundles.EMBEDDINGS), manifest.decoder)
         with _opening(opened, bundles.DECODER) as path:
-            return Decoder(path, embeddings, manifest.decoder, options)
+            made = Decoder(path, embeddings, manifest.decoder, options)
+        check_decoder(made.session, manifest.decoder, path)
+        return made
 
     def vision() -> VisionTower:
         with _opening(opened, bundles.VISION) as path:
-            return VisionTower(path, manifest.vision, options)
+            made = VisionTower(path, manifest.vision, options)
+        check_vision(made.session, manifest.vision, manifest.decoder.hidden, path)
+        return made
 
     def detector() -> Detector:
         with _opening(opened, bundles.DETECTOR) as path:
@@ -196,11 +193,29 @@ def open_parts(opened: Bundle, options: ort.SessionOptions) -> Parts:
 
     with ThreadPoolExecutor(3) as pool:
         opening = pool.submit(decoder), pool.submit(vision), pool.submit(detector)
-        tokenizer = TextTokenizer(opened.file(bundles.TOKENIZER))
         info = BundleInfo(manifest.name, opened.digest)
         drafting = Drafting(draft_table(opened))
         language = Language(tokenizer, opening[0].result(), manifest.prompt, manifest.tokens, info, drafting)
         return Parts(opening[2].result(), opening[1].result(), language)
+
+
+def _check_graphs(opened: Bundle) -> None:
+    """BundleError where a graph reaches outside the bundle; ONNX Runtime has read none of them yet."""
+    sizes = {name: entry.bytes for name, entry in opened.manifest.files.items()}
+    for name in sorted(sizes):
+        if name.endswith(".onnx"):
+            check_graph(opened.file(name), sizes)
+
+
+def _tokenizer(opened: Bundle) -> TextTokenizer:
+    """The language model's tokenizer; BundleError where it has tokens that the model has not."""
+    tokenizer, vocabulary = TextTokenizer(opened.file(bundles.TOKENIZER)), opened.manifest.decoder.vocab
+    if tokenizer.largest_id >= vocabulary:
+        raise BundleError(
+            f"{opened.path.name}/{bundles.TOKENIZER}: token {tokenizer.largest_id:,}, the model has "
+            f"{vocabulary:,}. Copy the bundle again, or export it again."
+        )
+    return tokenizer
 
 
 def draft_table(opened: Bundle) -> Table | None:
@@ -212,17 +227,12 @@ def draft_table(opened: Bundle) -> Table | None:
 
 @contextmanager
 def _opening(opened: Bundle, name: str) -> Iterator[Path]:
-    """The path of a graph that was checked; what ONNX Runtime says against it becomes a BundleError."""
+    """The path of a graph; what ONNX Runtime says against it becomes a BundleError."""
     path = opened.file(name)
-    check_graph(path, {file: entry.bytes for file, entry in opened.manifest.files.items()})
     try:
         yield path
-    except _REFUSALS as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BundleError(
-            f"{opened.path.name}/{name}: ONNX Runtime {ort.__version__} cannot open it ({reason}). "
-            "Update onnxruntime, or export the bundle again."
-        ) from error
+    except REFUSALS as error:
+        raise refusal(path, error) from error
 
 
 def _check_device(device: str) -> None:

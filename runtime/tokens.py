@@ -13,6 +13,7 @@ import json
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -20,6 +21,17 @@ from rexthinker_edge.runtime.errors import BundleError, TextError
 from rexthinker_edge.runtime.prompt import Part, Special
 
 MAX_TEXT_CHARACTERS = 2_000
+MAX_TOKENIZER_BYTES = 64_000_000  # Qwen2.5-VL's has 7 MB
+
+
+def read_tokenizer_json(path: Path) -> Any:
+    """The parsed file; ValueError when it is too large or nested too deep to be a tokenizer."""
+    if path.stat().st_size > MAX_TOKENIZER_BYTES:
+        raise ValueError(f"{path.stat().st_size:,} bytes, at most {MAX_TOKENIZER_BYTES:,} are read")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
 
 
 class TextTokenizer:
@@ -32,11 +44,12 @@ class TextTokenizer:
             BundleError: no byte-level BPE tokenizer, or its plain vocabulary yields a special token.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_tokenizer_json(path)
             self._special_ids = {str(token["content"]): int(token["id"]) for token in content["added_tokens"]}
             plain = json.dumps({**content, "added_tokens": [], "post_processor": None})
             decoder = content["decoder"]["type"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            self.largest_id = max(*content["model"]["vocab"].values(), *self._special_ids.values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise _not_ours(path, f"it cannot be read ({error})") from error
         self._plain = _load(plain, path)
         self._special_bytes = {id_: text.encode() for text, id_ in self._special_ids.items()}

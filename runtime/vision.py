@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from rexthinker_edge.runtime.deadline import NEVER, Deadline
 from rexthinker_edge.runtime.errors import ImageError
 from rexthinker_edge.runtime.kept import Kept
+from rexthinker_edge.runtime.opening import open_session
 from rexthinker_edge.runtime.qwen_pixels import VisionInput
 
 KEPT_GRIDS = 16  # tables of a grid take some 100 bytes a patch: 0.5 MB for the largest picture
@@ -110,7 +111,7 @@ class VisionTower:
     ) -> None:
         """Open the graph at `path`."""
         self.geometry = geometry
-        self.session = ort.InferenceSession(str(path), options, providers=list(providers))
+        self.session = open_session(path, options, providers)
         self._grids = Kept[tuple[int, int], dict[str, NDArray[Any]]](KEPT_GRIDS)
 
     def encode(self, vision: VisionInput, deadline: Deadline = NEVER) -> NDArray[np.float32]:

@@ -5,7 +5,6 @@ import json
 import os
 from dataclasses import replace
 
-import onnxruntime
 import pytest
 
 from rexthinker_edge.runtime import bundle as bundles
@@ -241,8 +240,6 @@ def test_a_partial_directory_can_be_kept(directory, tmp_path):
 
 
 def test_a_graph_that_cannot_be_opened_is_named(sealed_bundle):
-    with pytest.raises(BundleError) as caught:
+    with pytest.raises(BundleError, match=r"stand-in/\w+.onnx: .* an ONNX graph with its weights inside") as caught:
         load(sealed_bundle, threads=1)
-    started = f"stand-in/decoder.onnx: ONNX Runtime {onnxruntime.__version__} cannot open it ("
-    assert str(caught.value).startswith(started)
-    assert str(caught.value).endswith(". Update onnxruntime, or export the bundle again.")
+    assert str(caught.value).endswith(". Do not use this bundle, or export it again.")

@@ -1,0 +1,97 @@
+"""Opens ONNX Runtime sessions; a large one is checked at once and packed while other things happen.
+
+Layout    ONNX Runtime copies every integer weight into the processor's order when it opens a graph: at 7B
+          that is 4 GB and most of the time of opening. It is not needed before the first pass.
+Contract  `open_session` returns when the graph has been read, its operators found and its weights mapped;
+          what is wrong with it is raised then. A large graph is packed in a thread behind that, and whoever
+          runs it first waits for the rest. `get_inputs`, `get_outputs` and `get_providers` never wait.
+Elsewhere which graphs: decoder.py, vision.py, detector.py; what is checked before: graph_check.py.
+Source    docs/full-size.md#opening
+"""
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as refusals
+
+from rexthinker_edge.runtime.errors import BundleError
+
+LATE_BYTES = 256_000_000  # smaller ones are packed in a fraction of a second
+# What InferenceSession raises; they share no base but Exception.
+REFUSALS = (
+    refusals.Fail,
+    refusals.InvalidArgument,
+    refusals.InvalidGraph,
+    refusals.InvalidProtobuf,
+    refusals.NoSuchFile,
+    refusals.NotImplemented,
+    refusals.RuntimeException,
+)
+
+
+def open_session(path: Path, options: ort.SessionOptions | None, providers: Sequence[str]) -> Any:
+    """A session of the graph at `path`, or what behaves as one and is still being packed.
+
+    Raises:
+        what InferenceSession raises, see `REFUSALS`.
+    """
+    data = path.with_name(f"{path.name}.data")
+    if not data.is_file() or data.stat().st_size < LATE_BYTES:
+        return ort.InferenceSession(str(path), options, providers=list(providers))
+    return LateSession(path, options, providers)
+
+
+def refusal(path: Path, error: Exception) -> BundleError:
+    """ONNX Runtime's refusal in our words."""
+    reason = " ".join(str(error).split())[:200]
+    return BundleError(
+        f"{path.parent.name}/{path.name}: ONNX Runtime {ort.__version__} cannot open it ({reason}). "
+        "Update onnxruntime, or export the bundle again."
+    )
+
+
+class LateSession:
+    """Stands for a session that a thread is opening; every other attribute waits for it."""
+
+    def __init__(self, path: Path, options: ort.SessionOptions | None, providers: Sequence[str]) -> None:
+        """Read the graph without packing, then begin to pack."""
+        unpacked = ort.SessionOptions()
+        unpacked.add_session_config_entry("session.disable_prepacking", "1")
+        unpacked.log_severity_level = 3
+        seen = ort.InferenceSession(str(path), unpacked, providers=list(providers))
+        self._inputs, self._outputs, self._providers = (
+            seen.get_inputs(), seen.get_outputs(), seen.get_providers()
+        )  # fmt: skip
+        self._opened: Future[Any] = Future()
+        threading.Thread(
+            target=self._open, args=(path, options, list(providers)), name=f"opening {path.name}", daemon=True
+        ).start()
+
+    def _open(self, path: Path, options: ort.SessionOptions | None, providers: list[str]) -> None:
+        try:
+            self._opened.set_result(ort.InferenceSession(str(path), options, providers=providers))
+        except REFUSALS as error:
+            self._opened.set_exception(refusal(path, error))
+        except MemoryError as error:
+            self._opened.set_exception(error)
+
+    def get_inputs(self) -> Any:
+        """As InferenceSession's."""
+        return self._inputs
+
+    def get_outputs(self) -> Any:
+        """As InferenceSession's."""
+        return self._outputs
+
+    def get_providers(self) -> Any:
+        """As InferenceSession's."""
+        return self._providers
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._opened.result(), name)
