@@ -251,8 +251,8 @@ class CotPair:
     def _check_end(self, stream: BinaryIO, offsets: "array[int]", part: str) -> None:
         """The index reaches the end of its file, or a problem says how much lies behind it."""
         size = stream.seek(0, 2)
-        stream.seek(min(max(offsets, default=0), size))
-        _line(stream)
+        stream.seek(max((offset for offset in offsets if offset < size), default=0))
+        stream.readline(MAX_LINE_BYTES)
         if (rest := size - stream.tell()) > 0:
             reason = f"{rest:,} bytes lie behind the last line that the index knows: it is cut short"
             self.problems.append(Problem(f"{self.name}.{part}.tsv", 0, reason))

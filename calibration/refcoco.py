@@ -151,13 +151,15 @@ def _rows_of(line: int, fields: dict[str, Any], form: tuple[str, str, str, bool]
     told = [said] if isinstance(said, str | dict) else said
     if not image or not isinstance(told, list | tuple) or not told:
         raise ValueError(f"{image_key} or {said_key} is empty")
-    texts = [
-        t["sent"] if isinstance(t, dict) and "sent" in t else t["raw"] if isinstance(t, dict) else t
-        for t in told
-    ]
+    texts = [_sentence(one) for one in told]
     name = fields.get("category") or fields.get("category_name")
     category = read_text(name, "category") if isinstance(name, str) else CATEGORY
     return [Row(line, image, category, read_text(text, said_key).strip(), box) for text in texts]
+
+
+def _sentence(one: Any) -> object:
+    """A sentence is text, or an object with `sent` (cleaned) or `raw`."""
+    return (one.get("sent") or one["raw"]) if isinstance(one, dict) else one
 
 
 def json_rows(path: Path, problems: list[Problem]) -> Iterator[tuple[int, Any]]:
