@@ -29,6 +29,8 @@ DTYPES: dict[str, tuple[str, type[np.generic]]] = {
     "F32": ("float32", np.float32),
     "F16": ("float16", np.float16),
     "BF16": ("bfloat16", np.uint16),
+    "I32": ("int32", np.int32),  # codes of checkpoints that are quantised already
+    "I64": ("int64", np.int64),
 }
 NUMPY_TYPES: dict[str, type[np.generic]] = {
     "float32": np.float32,
