@@ -8,17 +8,22 @@ Elsewhere the file: runtime/draft_table.py; who calls this: export/.
 Source    docs/drafting.md
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rexthinker_edge.calibration.humanref_cot import PAIR, REJECTION_PAIR, CotPair
 from rexthinker_edge.calibration.workbench.items import item_trace, make_item
 from rexthinker_edge.runtime.draft_table import TableArrays
+from rexthinker_edge.runtime.errors import DataError, OptionError
 
 WORKBENCH_SEED = 41_000  # a training seed: below 1,000,000
 DEPTH, LEAST, STATES = 12, 3, 40_000
+SOURCES = "workbench or humanref-cot:DIRECTORY"
 SAME_SURENESS = 24  # of 255: a longer run must tell more than this to be kept
 
 
@@ -33,11 +38,72 @@ class _Level:
     sureness: NDArray[np.int64]
 
 
-def workbench_traces(count: int, seed: int = WORKBENCH_SEED) -> Iterable[str]:
-    """Traces of `count` workbench items, two in three of the full level."""
+@dataclass(frozen=True)
+class Learnt:
+    """What a table was learnt from, and its size."""
+
+    source: str
+    traces: int
+    states: int
+
+
+def write_table(
+    path: Path, source: str, count: int, encode: Callable[[str], list[int]], vocab: int, end_id: int
+) -> Learnt:
+    """Learn a table from a source of traces and write its file.
+
+    Args:
+        source: one of `SOURCES`.
+        count: traces to read, at most.
+        encode: text to token ids, special strings as plain text.
+        end_id: what ends an answer.
+
+    Raises:
+        OptionError: `source` is nothing of that kind.
+        DataError: its files are missing or hold no readable trace.
+    """
+    answers = [
+        encode(text) + ([end_id] if text.endswith("</answer>") else []) for text in traces_of(source, count)
+    ]
+    if not answers:
+        raise DataError(f"{source}: no readable trace, one or more is needed. Name other data.")
+    table = learn_table(answers, vocab)
+    path.write_bytes(table.to_bytes())
+    return Learnt(source, len(answers), len(table.token))
+
+
+def traces_of(source: str, count: int) -> Iterator[str]:
+    """The assistant's turns of a source, at most `count`; see `write_table`."""
+    kind, _, place = source.partition(":")
+    if source == "workbench":
+        yield from _workbench(count)
+    elif kind == "humanref-cot" and place:
+        yield from _humanref_cot(Path(place), count)
+    else:
+        raise OptionError(f"draft traces: {source!r}, needed {SOURCES}. Name the data so.")
+
+
+def _workbench(count: int) -> Iterator[str]:
+    """Items of both levels, two in three of the full one."""
     for index in range(count):
-        item = make_item("easy" if index % 3 == 0 else "full", seed, index)
+        item = make_item("easy" if index % 3 == 0 else "full", WORKBENCH_SEED, index)
         yield item_trace(item, (item.scene.width, item.scene.height), index)
+
+
+def _humanref_cot(folder: Path, count: int) -> Iterator[str]:
+    """Thoughts drawn evenly over both pairs; the answer behind them is not the table's to know."""
+    names = [name for name in (PAIR, REJECTION_PAIR) if (folder / f"{name}.annotations.tsv").is_file()]
+    if not names:
+        raise DataError(
+            f"{folder}: no {PAIR}.annotations.tsv, HumanRef-CoT's files are needed. Name their folder."
+        )
+    for name in names:
+        with CotPair(folder, name) as pair:
+            for number in range(0, len(pair), max(1, len(pair) * len(names) // count)):
+                with suppress(DataError):  # an unreadable record teaches nothing
+                    thought = pair.record(number).trace
+                    if thought:
+                        yield f"<think>{thought.removeprefix('<think>')}\n</think><answer>"
 
 
 def learn_table(
@@ -57,14 +123,6 @@ def learn_table(
         if sum(len(level.token) for level in levels) <= states:
             return _number(levels, vocab)
         least += max(1, least // 2)
-
-
-def encode_answers(
-    texts: Iterable[str], encode: Callable[[str], list[int]], end_id: int
-) -> Iterable[list[int]]:
-    """Token ids of traces as the model writes them."""
-    for text in texts:
-        yield [*encode(text), end_id]
 
 
 def _joined(answers: Iterable[Sequence[int]], vocab: int) -> NDArray[np.int64]:

@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from rexthinker_edge.calibration.draft_table import Learnt, write_table
 from rexthinker_edge.export.calibrate import CalibrationOptions, calibrate, check_integers, method
 from rexthinker_edge.export.checkpoint import Checkpoint
 from rexthinker_edge.export.config import ModelConfig, TextConfig, read_config
@@ -46,6 +47,7 @@ from rexthinker_edge.runtime.decoder import DecoderGeometry
 from rexthinker_edge.runtime.detector import DetectorGeometry
 from rexthinker_edge.runtime.errors import OptionError
 from rexthinker_edge.runtime.strict_json import to_json
+from rexthinker_edge.runtime.tokens import TextTokenizer
 from rexthinker_edge.runtime.vision import VisionGeometry
 
 DEFAULT_MAX_LENGTH = 8192
@@ -64,6 +66,7 @@ class ExportOptions:
         head_bits: of the output layer where the decoder is in integers, 4 or 8.
         embeddings: of the token table: as stored, or int8 with a scale a row.
         calibration: choose the decoder's integers by GPTQ on samples; None: round to nearest.
+        draft_traces, draft_count: also learn a draft table from so many traces, see calibration/draft_table.
         packed_dir, packed_format: also write the calibrated integers as a checkpoint for others.
         vision: "fp32" or "int8", of the vision tower's linear layers.
         detector: "fp32", or "int8" in those linear layers that measurably do not move boxes.
@@ -81,6 +84,8 @@ class ExportOptions:
     head_bits: int = 8
     embeddings: EmbeddingPrecision = EmbeddingPrecision.KEPT
     calibration: CalibrationOptions | None = None
+    draft_traces: str | None = None
+    draft_count: int = 1500
     packed_dir: Path | None = None
     packed_format: PackedFormat = PackedFormat.COMPRESSED
     vision: str = "fp32"
@@ -150,6 +155,7 @@ def export_bundle(
             vlm_dir, detector_dir, partial, journal, options, config, checkpoint, recipe, prompt.max_pixels
         )
         decoder, detector, vision = _decoder(work, length), _detector(work), _vision(work)
+        _drafts(work, decoder.vocab, tokens.eos[0])
         manifest = Manifest(
             format_version=FORMAT_VERSION, name=card.name, model=card, prompt=prompt, tokens=tokens,
             vision=vision, decoder=decoder, detector=detector, files={},
@@ -270,6 +276,20 @@ def _detector(work: _Work) -> DetectorGeometry:
     owns = (bundles.DETECTOR, bundles.DETECTOR_TEXT, bundles.TOKENIZER, bundles.DETECTOR_TOKENIZER)
     depends = {"precision": work.options.detector}
     return work.journal.part("detector", DetectorGeometry, owns, depends, make)
+
+
+def _drafts(work: _Work, vocab: int, end_id: int) -> Learnt | None:
+    """The table of what usually comes next, where traces were named."""
+    source, count = work.options.draft_traces, work.options.draft_count
+    if source is None:
+        return None
+
+    def make() -> Learnt:
+        encode = TextTokenizer(work.vlm_dir / "tokenizer.json").encode_plain
+        return write_table(work.partial / bundles.DRAFT, source, count, encode, vocab, end_id)
+
+    depends = {"traces": source, "count": count}
+    return work.journal.part("drafts", Learnt, (bundles.DRAFT,), depends, make)
 
 
 def _vision(work: _Work) -> VisionGeometry:
