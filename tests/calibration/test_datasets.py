@@ -1,6 +1,7 @@
 """Every kind of dataset behind one opener: what is wrong is named, and nothing ends the reading."""
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
@@ -108,6 +109,38 @@ def test_the_two_pairs_are_one_dataset(tmp_path: Path) -> None:
         assert dataset.record(2).trace == "OK, ✅"
         with pytest.raises(DataError, match="record 3 asked for, there are 3"):
             dataset.record(3)
+
+
+def test_corrupted_bytes_cost_their_records_alone(tmp_path: Path) -> None:
+    """One record in ten is hit by a byte that is neither UTF-8 nor base64; memory holds a line."""
+    rng, count = np.random.default_rng(4), 200
+    noise = rng.integers(0, 256, (180, 240, 3), dtype=np.uint8)
+    records = [replace(RECORD, id=k, image_name=f"{k}.png") for k in range(count)]
+    write_humanref_cot(tmp_path / "set", [(r, noise) for r in records])
+    hit = set(rng.choice(count, count // 10, replace=False).tolist())
+    for part, chosen in (("annotations", sorted(hit)[::2]), ("images", sorted(hit)[1::2])):
+        path = tmp_path / "set" / f"{PAIR}.{part}.tsv"
+        starts = [
+            *map(int, (path.with_name(path.name + ".lineidx")).read_text().split()),
+            path.stat().st_size,
+        ]
+        with path.open("r+b") as stream:
+            for number in chosen:
+                stream.seek(int(rng.integers(starts[number] + 12, starts[number + 1] - 1)))
+                stream.write(b"\xff")
+    problems, kept, size = list[Problem](), list[Record](), 0
+    tracemalloc.start()
+    with open_dataset(f"humanref-cot:{tmp_path / 'set'}") as dataset:
+        for example in dataset.examples(problems):
+            kept.append(example.record)
+            assert isinstance(example.picture, bytes)
+            size += len(example.picture)
+        peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert {p.line - 1 for p in problems} == hit
+    assert kept == [r for r in records if r.id not in hit]
+    # the records kept here take 4 kB each at most; a line with its picture, 80 kB, is held a few times over
+    assert peak < count * 4_000 + 1_000_000 < size / 2
 
 
 QWEN = {"image": "data/a.png", "sent": "left ball", "bbox": [1, 2, 11, 12], "height": 60, "width": 40}
