@@ -53,7 +53,8 @@ class Weight:
     @property
     def bytes(self) -> int:
         """Bytes of the value."""
-        return math.prod(self.shape) * np.dtype(helper.tensor_dtype_to_np_dtype(self.element)).itemsize
+        kind: np.dtype[Any] = np.dtype(helper.tensor_dtype_to_np_dtype(self.element))
+        return math.prod(self.shape) * int(kind.itemsize)
 
 
 Attributes = dict[str, Any]

@@ -69,15 +69,19 @@ class Detector:
         tokenizer: Path,
         geometry: DetectorGeometry,
         options: ort.SessionOptions | None = None,
+        session: Any = None,
     ) -> None:
         """Open the graphs and the tokenizer.
+
+        Args:
+            session: runs the graph at `path` instead of ONNX Runtime, such as an engine.
 
         Raises:
             BundleError: the tokenizer is none of the detector's.
         """
         self._geometry = geometry
         self._tokenizer = CaptionTokenizer(tokenizer, geometry.max_text_len)
-        self._session = _open(path, options)
+        self._session = _open(path, options) if session is None else session
         self._text = None if geometry.tables is None else _open(text_path(path), options)
         self._asked = {given.name for given in self._session.get_inputs()}
         self._captions = Kept[tuple[int, ...], Mapping[str, Any]](KEPT_CAPTIONS)

@@ -12,6 +12,7 @@ Source    docs/tensorrt.md
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,21 @@ class EngineSession:
         self._context = self._engine.create_execution_context()
         self._profile = 0
 
+    def get_inputs(self) -> list[Any]:
+        """What goes in: objects with `name` and `shape` (None where free), as ONNX Runtime gives them."""
+        return [
+            SimpleNamespace(name=name, shape=_fixed(list(given.least), list(given.most)))
+            for name, given in self.card.profiles[0].items()
+        ]
+
+    def get_outputs(self) -> list[Any]:
+        """What comes out, likewise."""
+        found = []
+        for name in self._outputs():
+            sides = [int(side) for side in self._engine.get_tensor_shape(name)]
+            found.append(SimpleNamespace(name=name, shape=_fixed(sides, sides)))
+        return found
+
     def get_providers(self) -> list[str]:
         """What computes, in the words of ONNX Runtime."""
         return [f"TensorRT {self.card.machine.tensorrt}"]
@@ -138,6 +154,11 @@ class EngineSession:
             raise DeviceError(
                 f"{self.card.graph}: TensorRT refuses {what}. Build the engines again, or use device='cpu'."
             )
+
+
+def _fixed(least: list[int], most: list[int]) -> list[int | None]:
+    """Sides that cannot vary; TensorRT writes -1 for one that can."""
+    return [low if low == high and low >= 0 else None for low, high in zip(least, most, strict=True)]
 
 
 def _on_gpu(value: NDArray[Any]) -> Any:

@@ -26,6 +26,7 @@ from rexthinker_edge.runtime.decoder import Decoder, Embeddings
 from rexthinker_edge.runtime.detector import Detector
 from rexthinker_edge.runtime.draft import Drafting
 from rexthinker_edge.runtime.draft_table import Table
+from rexthinker_edge.runtime.engine import open_engine
 from rexthinker_edge.runtime.errors import BundleError, DeviceError, OptionError
 from rexthinker_edge.runtime.graph_check import check_graph
 from rexthinker_edge.runtime.image import Source, read_picture
@@ -43,7 +44,7 @@ from rexthinker_edge.runtime.vision import VisionTower
 
 __all__ = ["Parts", "Thinker", "load", "open_parts", "small_bundle"]
 
-DEVICES = ("cpu",)
+DEVICES = ("cpu", "tensorrt")
 MEMORY_BYTES = 1 << 30  # six pictures of a megapixel at 7B
 AT_ONCE_THREADS = 4  # below, detector and vision tower would only take each other's cores
 
@@ -129,7 +130,8 @@ def load(
 
     Args:
         path: its directory; the small bundled model when None.
-        device: where it runs. This version runs on "cpu"; anything else is refused.
+        device: "cpu", or "tensorrt": detector and vision tower run as engines that
+            `rexthinker-edge export BUNDLE --target tensorrt` built on this machine, the decoder on the CPU.
         threads: cores one model uses; all when None.
         memory_bytes: what may be kept of pictures and prompts between questions, least recently used first
             forgotten; 0 keeps nothing. Beside it stand the models and the scenes that are answering.
@@ -153,7 +155,7 @@ def load(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or 0
     cores = threads or os.cpu_count() or 1
-    parts = open_parts(opened, options)
+    parts = open_parts(opened, options, device)
     if parts.language.drafting is not None:
         parts.language.drafting.on = drafting
     return Thinker(opened, parts, device, cores, memory_bytes, idle_kv)
@@ -164,16 +166,20 @@ def small_bundle() -> Path:
     return Path(str(resources.files("rexthinker_edge"))) / "bundles" / "small"
 
 
-def open_parts(opened: Bundle, options: ort.SessionOptions) -> Parts:
+def open_parts(opened: Bundle, options: ort.SessionOptions, device: str = "cpu") -> Parts:
     """Open the three graphs, at the same time, the embeddings and the tokenizers of a bundle.
 
     Raises:
+        DeviceError, MissingExtraError: the device is "tensorrt" and its engines cannot run here.
         BundleError: ONNX Runtime cannot open a graph, or a tokenizer or the embeddings are not as described.
     """
     manifest = opened.manifest
     _check_graphs(opened)
     tokenizer = _tokenizer(opened)
     embeddings = Embeddings(opened.file(bundles.EMBEDDINGS), manifest.decoder)
+
+    def engine(graph: str) -> Any:
+        return open_engine(opened, graph) if device == "tensorrt" else None
 
     def decoder() -> Decoder:
         with _opening(opened, bundles.DECODER) as path:
@@ -183,13 +189,14 @@ def open_parts(opened: Bundle, options: ort.SessionOptions) -> Parts:
 
     def vision() -> VisionTower:
         with _opening(opened, bundles.VISION) as path:
-            made = VisionTower(path, manifest.vision, options)
+            made = VisionTower(path, manifest.vision, options, session=engine(bundles.VISION))
         check_vision(made.session, manifest.vision, manifest.decoder.hidden, path)
         return made
 
     def detector() -> Detector:
         with _opening(opened, bundles.DETECTOR) as path:
-            return Detector(path, opened.file(bundles.DETECTOR_TOKENIZER), manifest.detector, options)
+            tokens, session = opened.file(bundles.DETECTOR_TOKENIZER), engine(bundles.DETECTOR)
+            return Detector(path, tokens, manifest.detector, options, session=session)
 
     with ThreadPoolExecutor(3) as pool:
         opening = pool.submit(decoder), pool.submit(vision), pool.submit(detector)

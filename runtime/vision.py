@@ -108,10 +108,11 @@ class VisionTower:
         geometry: VisionGeometry,
         options: ort.SessionOptions | None = None,
         providers: Sequence[str] = ("CPUExecutionProvider",),
+        session: Any = None,
     ) -> None:
-        """Open the graph at `path`."""
+        """Open the graph at `path`; `session`, such as an engine, runs it instead of ONNX Runtime."""
         self.geometry = geometry
-        self.session = open_session(path, options, providers)
+        self.session = open_session(path, options, providers) if session is None else session
         self._grids = Kept[tuple[int, int], dict[str, NDArray[Any]]](KEPT_GRIDS)
 
     def encode(self, vision: VisionInput, deadline: Deadline = NEVER) -> NDArray[np.float32]:

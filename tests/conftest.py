@@ -246,7 +246,7 @@ def make_world(tmp_path, monkeypatch):
         decoder = FakeDecoder(tokenizer, manifest.decoder, script)
         vision, detector = FakeVision(), FakeDetector()
 
-        def open_parts(opened, options):
+        def open_parts(opened, options, device):
             info = BundleInfo(opened.manifest.name, opened.digest)
             language = Language(tokenizer, decoder, opened.manifest.prompt, opened.manifest.tokens, info)
             return thinkers.Parts(detector, vision, language)

@@ -11,12 +11,20 @@ from typing import Any
 
 import click
 
+from rexthinker_edge.commands.engines import check_engines, export_engines, is_bundle
 
 
 @click.command("export")
 @click.argument("checkpoint")
-@click.option("--detector", required=True, help="Grounding DINO checkpoint: a directory or a hub id.")
-@click.option("--out", "out_dir", type=click.Path(path_type=Path), required=True, help="The bundle to make.")
+@click.option("--detector", help="Grounding DINO checkpoint: a directory or a hub id.")
+@click.option("--out", "out_dir", type=click.Path(path_type=Path), help="The bundle to make.")
+@click.option(
+    "--target", type=click.Choice(["cpu", "tensorrt"]), default="cpu", show_default=True,
+    help="tensorrt: also build engines for this machine's GPU; of a bundle, where CHECKPOINT names one.",
+)
+@click.option("--engine-precision", type=click.Choice(["fp16", "fp32"]), default="fp16", show_default=True)
+@click.option("--version-compatible", is_flag=True, help="Engines for later minor versions of TensorRT too.")
+@click.option("--workspace", type=click.IntRange(min=1), help="MiB that TensorRT may try tactics with.")
 @click.option("--precision", type=click.Choice(["fp32", "int8", "int4"]), default="fp32", show_default=True)
 @click.option("--max-length", type=click.IntRange(min=1), help="Tokens of prompt and answer together.")
 @click.option("--block", type=int, help="Columns that share an int4 scale (128 where it fits, else 32).")
@@ -57,6 +65,12 @@ import click
 @click.option("--no-correction", is_flag=True, help="Plain GPTQ: do not make up for earlier layers' errors.")
 @click.option("--calibration-device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option(
+    "--draft-traces", metavar="DATA", help="Learn what traces usually say from workbench or humanref-cot:DIR."
+)
+@click.option(
+    "--draft-count", type=click.IntRange(min=1), default=1500, show_default=True, help="How many of them."
+)
+@click.option(
     "--packed-out", "packed_dir", type=click.Path(path_type=Path),
     help="Also write the calibrated integers as a checkpoint here.",
 )
@@ -74,8 +88,40 @@ import click
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that stands at --out.")
 @click.option("--resume", is_flag=True, help="Go on behind the parts that an interrupted export finished.")
 @click.option("--dry-run", is_flag=True, help="Check every tensor's shape and print what it will take.")
-def export(checkpoint: str, detector: str, out_dir: Path, dry_run: bool, **chosen: Any) -> None:
-    """Make a bundle of a Qwen2.5-VL CHECKPOINT and a detector: directories, or hub ids (name@revision)."""
+def export(
+    checkpoint: str, detector: str | None, out_dir: Path | None, dry_run: bool, target: str, **chosen: Any
+) -> None:
+    """Make a bundle of a Qwen2.5-VL CHECKPOINT and a detector: directories, or hub ids (name@revision).
+
+    With --target tensorrt CHECKPOINT may be a finished bundle: engines are built for it, on this machine.
+    """
+    keys = ("engine_precision", "version_compatible", "workspace")
+    engine_options = {key: chosen.pop(key) for key in keys}
+    if target == "tensorrt" and is_bundle(checkpoint):
+        _engines(Path(checkpoint), dry_run, engine_options)
+        return
+    if detector is None or out_dir is None:
+        needed = "--detector and --out are needed to make a bundle of a checkpoint."
+        raise click.UsageError(needed)
+    if target == "tensorrt" and not dry_run:
+        from rexthinker_edge.runtime.engine import import_tensorrt  # noqa: PLC0415
+
+        import_tensorrt()  # an export takes an hour: what it lacks is told before
+    _bundle(checkpoint, detector, out_dir, dry_run, chosen)
+    if target == "tensorrt" and not dry_run:
+        _engines(out_dir, False, engine_options)
+
+
+def _engines(bundle: Path, dry_run: bool, options: dict[str, Any]) -> None:
+    if dry_run:
+        check_engines(bundle, options["engine_precision"])
+        return
+    values = options["engine_precision"], options["version_compatible"], options["workspace"]
+    export_engines(bundle, *values, _with_progress)
+
+
+def _bundle(checkpoint: str, detector: str, out_dir: Path, dry_run: bool, chosen: dict[str, Any]) -> None:
+    """The bundle itself."""
     from rexthinker_edge.export.calibrate import take_options  # noqa: PLC0415
     from rexthinker_edge.export.embeddings import EmbeddingPrecision  # noqa: PLC0415
     from rexthinker_edge.export.hub import DETECTOR_FILES, LANGUAGE_FILES, locate  # noqa: PLC0415

@@ -1,0 +1,229 @@
+"""`rexthinker-edge plan`: will it fit a device, and how fast should it be.
+
+Contract  Exit code 0 whether it fits or not; `fits` in the JSON says it (schema rexthinker-edge/plan/1).
+          Figures of a named device are forecasts from published numbers; on the CPU at hand rates are
+          measured first, and with a bundle the forecast is compared with one real question.
+Elsewhere the formula: runtime/roofline.py; devices: runtime/devices.py; measured rates: runtime/rates.py.
+"""
+
+import json
+import math
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rexthinker_edge.progress import phase
+
+SCHEMA = "rexthinker-edge/plan/1"
+DEVICES = (
+    "orin-nano-8gb", "orin-nx-16gb", "agx-orin-64gb", "agx-thor", "rtx-3060", "rtx-3090", "rtx-4070",
+    "rtx-4090", "rtx-5090", "h100", "cpu",
+)  # fmt: skip
+FORMULA = (
+    "time = max(bytes / bandwidth, operations / arithmetic) + nodes x dispatch; see docs/sources.md#roofline"
+)
+
+
+@click.command()
+@click.option("--device", type=click.Choice(DEVICES), default="cpu", show_default=True)
+@click.option("--bundle", type=click.Path(path_type=Path), help="The small bundled model when left out.")
+@click.option(
+    "--shape", type=click.Choice(["3b", "7b", "32b"]), help="A published shape instead of a bundle."
+)
+@click.option("--picture", default="1280x720", show_default=True, help="Width x height in pixels.")
+@click.option("--candidates", type=click.IntRange(0, 200), default=9, show_default=True)
+@click.option(
+    "--answer-tokens", type=click.IntRange(1), default=560, show_default=True, help="Of one answer."
+)
+@click.option(
+    "--tokens-per-pass",
+    type=click.FloatRange(1, 16),
+    default=1.0,
+    show_default=True,
+    help="What drafting wins; `bench` measures it.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def plan(device: str, bundle: Path | None, shape: str | None, as_json: bool, **workload: Any) -> int:
+    """Say whether a model fits DEVICE with its picture and answer, and forecast its times."""
+    if bundle is not None and shape is not None:
+        raise click.UsageError("--bundle and --shape exclude each other: give one.")
+    with phase("measuring this machine", quiet=device != "cpu"):
+        report = make_report(device, bundle, shape, workload)
+    if as_json:
+        click.echo(json.dumps(report, ensure_ascii=False))
+    else:
+        _show(report)
+    return 0
+
+
+def make_report(
+    device: str, bundle: Path | None, shape: str | None, workload: dict[str, Any]
+) -> dict[str, Any]:
+    """Everything that is printed, as plain values; bytes and seconds."""
+    from rexthinker_edge.runtime import roofline  # noqa: PLC0415
+    from rexthinker_edge.runtime.bundle import open_bundle  # noqa: PLC0415
+    from rexthinker_edge.runtime.model_sizes import SHAPES, bundle_sizes  # noqa: PLC0415
+    from rexthinker_edge.runtime.thinker import small_bundle  # noqa: PLC0415
+
+    opened = None if shape else open_bundle(bundle or small_bundle())
+    sizes = SHAPES[shape] if opened is None and shape else bundle_sizes(_must(opened))
+    work = make_workload(opened, workload)
+    int4 = opened is None or "int4" in opened.manifest.quantisation.get("decoder.onnx", "")
+    title, rates, memory, reserve = _machine(device, int4)
+    fit = roofline.fit(sizes, work, memory, reserve)
+    found = roofline.forecast(sizes, work, rates)
+    report = {
+        "schema": SCHEMA, "device": {"name": device, "title": title}, "model": sizes.name,
+        "fits": fit.spare >= 0, "spare_bytes": fit.spare,
+        "memory": {"available_bytes": fit.available, "parts_bytes": fit.parts},
+        "workload": asdict(work) | {"prompt_tokens": work.prompt_tokens},
+        "rates": asdict(rates), "formula": FORMULA,
+        "stages": [asdict(stage) for stage in found.stages],
+        "forecast": {
+            "first_token_ms": found.first_token * 1e3, "token_ms": found.token * 1e3,
+            "tokens_per_second": 1 / found.token, "expression_ms": found.expression * 1e3,
+        },
+        "compared": None,
+    }  # fmt: skip
+    if device == "cpu" and opened is not None and opened.manifest.golden:
+        report["compared"] = compare(opened, sizes, rates)
+    return report
+
+
+def _must(opened: Any) -> Any:
+    assert opened is not None
+    return opened
+
+
+def make_workload(opened: Any, given: dict[str, Any]) -> Any:
+    """The tokens of one question about one picture; limits are the bundle's, or the published ones."""
+    from rexthinker_edge.runtime.qwen_pixels import smart_resize  # noqa: PLC0415
+    from rexthinker_edge.runtime.roofline import Workload  # noqa: PLC0415
+
+    width, height = _size(given["picture"])
+    pixels = (16 * 784, 1280 * 784, 28) if opened is None else _limits(opened)
+    shortest, longest = (800, 1333) if opened is None else _sides(opened)
+    seen_height, seen_width = smart_resize(height, width, *pixels)
+    scale = min(shortest / min(width, height), longest / max(width, height))
+    return Workload(
+        image_tokens=seen_height * seen_width // pixels[2] ** 2,
+        # system turn and frame of the published prompt, and about 22 tokens a candidate's box
+        text_tokens=120 + 22 * given["candidates"],
+        expression_tokens=25,
+        answer_tokens=given["answer_tokens"],
+        tokens_per_pass=given["tokens_per_pass"],
+        detector_pixels=math.ceil(width * scale) * math.ceil(height * scale),
+    )
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and 0 < int(width) < 65536 and 0 < int(height) < 65536):
+        raise click.UsageError(f"--picture: {text!r}, width x height is needed, such as 1280x720.")
+    return int(width), int(height)
+
+
+def _limits(opened: Any) -> tuple[int, int, int]:
+    prompt, vision = opened.manifest.prompt, opened.manifest.vision
+    return prompt.min_pixels, prompt.max_pixels, vision.patch * vision.merge
+
+
+def _sides(opened: Any) -> tuple[int, int]:
+    return opened.manifest.detector.shortest_px, opened.manifest.detector.longest_px
+
+
+def _machine(name: str, int4: bool) -> tuple[str, Any, int, int]:
+    """Title, rates, memory and what of it the system keeps."""
+    from rexthinker_edge.commands.machine_checks import available_bytes  # noqa: PLC0415
+    from rexthinker_edge.runtime.devices import DEVICES as KNOWN  # noqa: PLC0415
+    from rexthinker_edge.runtime.roofline import Efficiency, Rates  # noqa: PLC0415
+
+    if name == "cpu":
+        from rexthinker_edge.runtime.rates import measure_cpu  # noqa: PLC0415
+
+        rates = measure_cpu(int4)
+        return (
+            f"this CPU, {os.cpu_count()} threads, rates measured now",
+            rates,
+            available_bytes() or 0,
+            250_000_000,
+        )
+    device, reached = KNOWN[name], Efficiency()
+    arithmetic = device.half_flops * reached.arithmetic
+    detector = device.half_flops * reached.detector
+    rates = Rates(device.bandwidth * reached.bandwidth, arithmetic, arithmetic, detector)
+    return f"{device.title}, published figures", rates, device.memory_bytes, device.reserve_bytes
+
+
+def compare(opened: Any, sizes: Any, rates: Any) -> dict[str, Any]:
+    """Forecast and measure the bundle's first golden question on this machine."""
+    from PIL import Image  # noqa: PLC0415
+
+    from rexthinker_edge.runtime.roofline import Workload, forecast  # noqa: PLC0415
+    from rexthinker_edge.runtime.thinker import load  # noqa: PLC0415
+
+    golden, thinker = opened.manifest.golden[0], load(opened.path)
+    picture, most = opened.file(golden.picture), min(len(golden.token_ids), 64)
+    results = []
+    for _ in range(2):  # the first one warms up
+        scene = thinker.look(picture, golden.category)
+        results.append(scene.refer(golden.expression, max_new_tokens=most))
+    result = results[-1]
+    with Image.open(picture) as image:
+        width, height = image.size
+    shape = {"picture": f"{width}x{height}", "candidates": 1, "answer_tokens": result.tokens.generated}
+    shape["tokens_per_pass"] = max(1.0, result.tokens.generated / max(result.tokens.passes, 1))
+    work = make_workload(opened, shape)
+    text = max(result.tokens.prompt - work.image_tokens, 0)
+    work = Workload(**asdict(work) | {"text_tokens": text, "expression_tokens": 0})
+    expected, ms = forecast(sizes, work, rates), result.ms
+    measured = {
+        "first_token_ms": ms.detect + ms.vision + ms.prefill,
+        "token_ms": ms.generate / max(result.tokens.generated, 1),
+    }
+    predicted = {"first_token_ms": expected.first_token * 1e3, "token_ms": expected.token * 1e3}
+    return {
+        name: {
+            "forecast": predicted[name], "measured": measured[name],
+            "error_percent": 100 * (predicted[name] / measured[name] - 1) if measured[name] else None,
+        }
+        for name in measured
+    }  # fmt: skip
+
+
+def _show(report: dict[str, Any]) -> None:
+    click.echo(f"{report['model']} on {report['device']['title']}")
+    for name, size in report["memory"]["parts_bytes"].items():
+        click.echo(f"  {name:<18}{size / 1e9:>8.2f} GB")
+    spare, total = report["spare_bytes"] / 1e9, report["memory"]["available_bytes"] / 1e9
+    verdict = (
+        f"fits, {spare:.2f} GB to spare" if report["fits"] else f"does not fit, {-spare:.2f} GB too much"
+    )
+    click.echo(f"  {'of':<18}{total:>8.2f} GB: {verdict}")
+    work, rates = report["workload"], report["rates"]
+    click.echo(
+        f"a prompt of {work['prompt_tokens']:,} tokens ({work['image_tokens']:,} of the picture), an answer "
+        f"of {work['answer_tokens']:,}; {rates['weight_bytes'] / 1e9:,.1f} GB/s, "
+        f"{rates['decoder_flops'] / 1e12:,.2f} TFLOP/s"
+    )
+    click.echo(f"  {'stage':<14}{'ms':>10}{'GB':>9}{'GFLOP':>10}  decided by")
+    for stage in report["stages"]:
+        click.echo(
+            f"  {stage['name']:<14}{stage['seconds'] * 1e3:>10,.1f}{stage['bytes'] / 1e9:>9.3f}"
+            f"{stage['flops'] / 1e9:>10,.1f}  {stage['bound']}"
+        )
+    times = report["forecast"]
+    click.echo(
+        f"forecast: first token {times['first_token_ms']:,.0f} ms, then "
+        f"{times['tokens_per_second']:,.1f} tokens/s; "
+        f"a further expression {times['expression_ms']:,.0f} ms"
+    )
+    for name, pair in (report["compared"] or {}).items():
+        click.echo(
+            f"measured: {name.removesuffix('_ms').replace('_', ' ')} {pair['measured']:,.2f} ms, forecast "
+            f"{pair['forecast']:,.2f} ms, error {pair['error_percent']:+.0f} %"
+        )
+    click.echo(report["formula"])
