@@ -6,9 +6,9 @@ What      100 workbench items are written 50 times each, every record with a pic
           named, and every other must read as written); and one byte in a hundred of all files but the indices
           is replaced at random (then nearly every record is hit: nothing may end the reading, and what reads
           must be one of the records). Resident memory is taken after 500 records and at the end.
-Last      106 MiB: 5,000 records read, none named; one record in a hundred: 48 hit, the same 48 named, the rest
-          as written; one byte in a hundred: all 5,000 named. Resident memory grew by 4 to 6 MiB from record 500
-          to the end, for the records this script keeps; two busy AVX2 cores, 2 to 36 s a reading.
+Last      106 MiB: 5,000 records read, none named; one record in a hundred: 48 hit, the same 48 named, all
+          others as written; one byte in a hundred: all 5,000 named. Resident memory grew by 4 to 6 MiB from
+          record 500 to the end, for the records this script keeps; two busy AVX2 cores, 2 to 36 s a reading.
 """
 
 import resource
