@@ -311,7 +311,9 @@ class Decoder:
         """
         assert self.geometry.branches, "the graph takes no attention bias"
         assert int(positions.max()) < self.geometry.max_length, positions.max()
-        cache.reserve(cache.length + len(embeds), branches=True)
+        needed = cache.length + len(embeds)
+        if needed > cache.capacity:
+            cache.reserve(needed + needed // 4, branches=True)
         return self._pass(embeds, positions, rows, cache, np.where(hidden, HIDDEN, 0), deadline)
 
     def _pass(

@@ -151,15 +151,22 @@ class Drafter:
         if self._habits is not None:
             self._sources.append((self._habits, _TABLE))
 
-    def propose(self, most: int) -> list[int]:
-        """The chain that promises most, cut where it stops paying."""
+    def propose(self, most: int, beside: int = 0) -> list[int]:
+        """The chain that promises most, cut where it stops paying.
+
+        Args:
+            beside: rows of other answers in the same pass; they make a token cheap and a draft dear.
+        """
         shared = self.scene.drafting
         if shared.costs.exact is None:
             shared.costs.probe(self.decoder, self.cache, self.position)
         if not shared.costs.exact:
             return []
         begun = time.thread_time()
-        most = min(most, shared.costs.widest - 1)
+        most = min(most, shared.costs.widest - 1 - beside)
+        self._offers = []
+        if most < 1:
+            return []
         rates = shared.acceptance
         best: Chain = ([], [])
         self._offers, promise = [], 0.0
@@ -179,8 +186,8 @@ class Drafter:
         costs = shared.costs
         count = (
             len(tokens)
-            if costs.exploring
-            else paying(kinds, rates.rates, costs.costs, shared.extra_ms)
+            if costs.exploring and not beside
+            else paying(kinds, rates.rates, costs.costs, shared.extra_ms, beside)
         )
         self.spent_ms += (time.thread_time() - begun) * 1000
         return tokens[:count]

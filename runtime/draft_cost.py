@@ -139,7 +139,9 @@ class Acceptance:
         return total
 
 
-def paying(kinds: Sequence[int], rates: Sequence[float], costs: Sequence[float], extra_ms: float) -> int:
+def paying(
+    kinds: Sequence[int], rates: Sequence[float], costs: Sequence[float], extra_ms: float, beside: int = 0
+) -> int:
     """How many guesses of a chain to verify in one pass: the number that wins most tokens per time.
 
     Args:
@@ -147,13 +149,14 @@ def paying(kinds: Sequence[int], rates: Sequence[float], costs: Sequence[float],
         rates: share of each kind that holds.
         costs: milliseconds of a pass by its number of tokens; the token before the chain is one of them.
         extra_ms: what a pass costs beside itself.
+        beside: rows that other answers have in the pass, each taken to win a token.
     """
-    best, most = 1.0 / (costs[2] + extra_ms), 0
-    tokens, reach = 1.0, 1.0
-    for count, kind in enumerate(kinds[: len(costs) - 2], 1):
+    best, most = (1.0 + beside) / (costs[max(2, 1 + beside)] + extra_ms), 0
+    tokens, reach = 1.0 + beside, 1.0
+    for count, kind in enumerate(kinds[: len(costs) - 2 - beside], 1):
         reach *= rates[kind]
         tokens += reach
-        rate = tokens / (costs[count + 1] + extra_ms)
+        rate = tokens / (costs[count + 1 + beside] + extra_ms)
         if rate > best:
             best, most = rate, count
         if reach < 0.03:

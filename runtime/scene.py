@@ -13,7 +13,7 @@ import os
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from rexthinker_edge.runtime.answer import Answer, Status, read_answer
 from rexthinker_edge.runtime.bundle import PromptSettings, TokenIds
@@ -65,7 +65,7 @@ class _Asked:
 
     expression: str
     token_ids: list[int]
-    manner: Manner = Manner()
+    manner: Manner = field(default_factory=Manner)
 
 
 class Scene:
@@ -254,7 +254,14 @@ class Scene:
         room = sum(len(one.token_ids) + limit + 2 for one in asked)
         try:
             with self._tree.lend(prompt.segments, room, Deadline(limits.deadline_ms)) as lent:
-                questions = [Question(one.token_ids, prompt.next_position) for one in asked]
+                questions = [
+                    Question(
+                        one.token_ids,
+                        prompt.next_position,
+                        self._drafter(one, lent.cache, prompt.next_position + len(one.token_ids)),
+                    )
+                    for one in asked
+                ]
                 written = answer_together(
                     self._language.decoder, self._language.tokenizer, lent.cache, questions, limits
                 )

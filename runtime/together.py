@@ -4,7 +4,8 @@ Layout    All answers lie in one cache, mixed: a pass reads the next token of ev
           writes their rows one behind the other. The attention bias hides from each token the rows of the
           other answers, so the prefix is stored and read once. An answer that ends leaves; the rest go on.
           (GroupQueryAttention refuses several rows a batch entry over a past, and a batch would hold the
-          prefix once per entry; docs/scenes.md.)
+          prefix once per entry; docs/scenes.md.) Drafted tokens stand behind the one they follow; the rows
+          of those that did not hold are hidden from then on.
 Contract  Token for token what asking one by one gives. Sums over mixed rows run in another order, so two
           logits that nearly tie may change places: an answer that met such a tie is read again by itself, in
           one pass, and goes on alone from the token where it differs.
@@ -13,13 +14,14 @@ Elsewhere one answer: generate.py; the pass: decoder.py; who asks: scene.py.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rexthinker_edge.runtime.deadline import Deadline, DeadlinePassed
 from rexthinker_edge.runtime.decoder import Decoder, KVCache
-from rexthinker_edge.runtime.generate import Finish, Generation, Limits, now_ms
+from rexthinker_edge.runtime.generate import Finish, Generation, Limits, greedy, held, now_ms
 from rexthinker_edge.runtime.positions import text_positions
 from rexthinker_edge.runtime.result import Milliseconds
 from rexthinker_edge.runtime.tokens import TextTokenizer
@@ -28,7 +30,17 @@ TOGETHER = 8  # answers in one group: more would mostly read each other's hidden
 # Two logits closer than this share of the largest may have changed places. Mixed rows moved a logit by 0.13
 # at most where the largest was 12 (int4, 472 tokens; 1e-5 in float32), two against each other by 0.022 of it.
 NEAR_TIE = 1 / 32
-_PREFIX = -1
+_PREFIX, _DEAD = -1, -2  # owners of rows that all see, and of drafted rows that did not hold
+
+
+class BesideDrafts(Protocol):
+    """What an answer among others asks of its drafter; draft.Drafter is the one."""
+
+    def propose(self, most: int, beside: int) -> list[int]:
+        """At most `most` tokens that may come next, when the pass has `beside` rows of other answers."""
+
+    def chosen(self, tokens: Sequence[int]) -> None:
+        """These tokens were chosen, in order."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +49,7 @@ class Question:
 
     token_ids: list[int]
     position: int  # of its first token
+    drafts: "BesideDrafts | None" = None
 
 
 @dataclass(frozen=True)
@@ -67,19 +80,28 @@ class _Branch:
         """Of the token to be read next, the last one chosen."""
         return self.question.position + len(self.question.token_ids) + len(self.token_ids) - 1
 
-    def choose(self, logits: NDArray[np.float32], limits: Limits) -> None:
-        """Take the largest logit of (vocab,), and note whether another came near."""
-        token = int(logits.argmax())
-        second = np.partition(logits, -2)[-2]
-        if logits[token] - second <= NEAR_TIE * np.abs(logits[token]):
-            self.doubtful.append(len(self.token_ids))
-        self.token_ids.append(token)
+    def propose(self, limits: Limits, beside: int) -> list[int]:
+        """A draft of what comes behind the last token, where it pays."""
+        most, drafts = limits.max_new_tokens - len(self.token_ids) - 1, self.question.drafts
+        return drafts.propose(most, beside) if drafts is not None and most > 0 else []
+
+    def take(self, logits: NDArray[np.float32], drafted: list[int], limits: Limits) -> int:
+        """Choose from (len(drafted) + 1, vocab) logits, noting near ties; returns how many were chosen."""
+        won = held(greedy, logits, drafted, limits.end_ids)
+        seconds = np.partition(logits[: len(won)], -2, axis=1)[:, -2]
+        for token, row, second in zip(won, logits, seconds, strict=False):
+            if row[token] - second <= NEAR_TIE * np.abs(row[token]):
+                self.doubtful.append(len(self.token_ids))
+            self.token_ids.append(token)
+        if self.question.drafts is not None:
+            self.question.drafts.chosen(won)
         self.passes += 1
-        if token in limits.end_ids:
+        if won[-1] in limits.end_ids:
             self.finish = Finish.STOP
         elif len(self.token_ids) >= limits.max_new_tokens:
             self.finish = Finish.LENGTH
         self.ended_ms = now_ms()
+        return len(won)
 
 
 class Together:
@@ -98,7 +120,7 @@ class Together:
         lasts = np.cumsum([len(q.token_ids) for q in questions]) - 1
         logits = self._read(ids, np.concatenate(positions, axis=1), owners, lasts)
         for branch, row in zip(self.branches, logits, strict=True):
-            branch.choose(row, limits)
+            branch.take(row[None], [], limits)
 
     def step(self) -> bool:
         """One pass for every answer that goes on; False when none does any longer."""
@@ -114,15 +136,26 @@ class Together:
 
     def _pass(self, going: list[_Branch]) -> None:
         # No pass has a single row: it would be computed by other kernels (generate.py).
-        rows = going if len(going) > 1 else going * 2
-        positions = np.concatenate([text_positions(branch.next_position, 1) for branch in rows], axis=1)
-        owners = np.array([branch.owner for branch in rows], np.int32)
-        ids = [branch.token_ids[-1] for branch in rows]
-        logits = self._read(ids, positions, owners, np.arange(len(going)))
-        self.cache.rewind(self.cache.length - len(rows) + len(going))
-        self.owners = self.owners[: self.cache.length]
-        for branch, row in zip(going, logits, strict=True):
-            branch.choose(row, self.limits)
+        begun, drafted, rows = self.cache.length, list[list[int]](), len(going)
+        for branch in going:
+            drafted.append(branch.propose(self.limits, rows - 1))
+            rows += len(drafted[-1])
+        ids = [[branch.token_ids[-1], *draft] for branch, draft in zip(going, drafted, strict=True)]
+        padding = 1 if rows == 1 else 0
+        ids[-1] += ids[-1] * padding
+        lengths = [len(part) for part in ids]
+        positions = [text_positions(b.next_position, n) for b, n in zip(going, lengths, strict=True)]
+        owners = np.repeat(np.array([branch.owner for branch in going], np.int32), lengths)
+        flat = [token for part in ids for token in part]
+        logits = self._read(flat, np.concatenate(positions, axis=1), owners, np.arange(rows))
+        self.cache.rewind(begun + rows)
+        self.owners = self.owners[: begun + rows]
+        start = 0
+        for branch, draft in zip(going, drafted, strict=True):
+            stop = start + 1 + len(draft)
+            won = branch.take(logits[start:stop], draft, self.limits)
+            self.owners[begun + start + won : begun + stop] = _DEAD
+            start = stop
 
     def _read(
         self, ids: list[int], positions: NDArray[np.int64], owners: NDArray[np.int32], rows: NDArray[np.int64]

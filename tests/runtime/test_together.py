@@ -126,6 +126,34 @@ def test_a_tie_that_falls_the_other_way_is_settled(decoder, monkeypatch):
     assert [(w.token_ids, w.finish) for w in trusting] != expected
 
 
+class Guesses:
+    """Drafts of a known answer, of which some are spoilt; counts what it was told."""
+
+    def __init__(self, answer, seed):
+        self.answer, self.rng, self.told, self.beside = list(answer), np.random.default_rng(seed), [], []
+
+    def propose(self, most, beside):
+        self.beside.append(beside)
+        count = int(self.rng.integers(0, 6))
+        drafted = self.answer[len(self.told) : len(self.told) + min(most, count)]
+        return [t if self.rng.random() < 0.8 else int(self.rng.integers(60)) for t in drafted]
+
+    def chosen(self, tokens):
+        self.told += tokens
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_drafts_change_no_token(decoder, seed):
+    limits = Limits(frozenset([an_end(decoder)]), 20)
+    expected = [alone(decoder, question, limits) for question in QUESTIONS[:5]]
+    drafts = [Guesses(ids, [seed, i]) for i, (ids, _) in enumerate(expected)]
+    questions = [Question(q, len(PREFIX), d) for q, d in zip(QUESTIONS, drafts, strict=False)]
+    written = answer_together(decoder, Plain(), read_prefix(decoder), questions, limits)
+    assert [(w.token_ids, w.finish) for w in written] == expected
+    assert sum(w.passes for w in written) < sum(len(w.token_ids) for w in written)  # some did hold
+    assert max(rows for d in drafts for rows in d.beside) > 4  # a draft knows of the others' rows
+
+
 def test_questions_longer_than_a_chunk(decoder, monkeypatch):
     limits = Limits(frozenset(), 6)
     expected = [alone(decoder, question, limits) for question in QUESTIONS[:5]]
