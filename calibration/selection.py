@@ -53,7 +53,7 @@ def choose(pool: Sequence[Traits], count: int, seed: int) -> list[Traits]:
     served: Counter[tuple[object, ...]] = Counter()
     chosen = []
     for _ in range(count):
-        best = min(waiting, key=lambda c: (served[c[:1]], served[c[:2]], served[c], c))
+        best = min(waiting, key=lambda c: (served[c[:1]], served[c[:2]], served[c], _draw(seed, str(c)), c))
         chosen.append(waiting[best].pop())
         if not waiting[best]:
             del waiting[best]

@@ -114,10 +114,11 @@ def _workbench(level: Level, count: int, seed: int) -> list[Situation]:
     if not 0 <= seed < 100_000:
         raise OptionError(f"calibration_seed: {seed}, needed 0 to 99,999. Evaluation has the seeds above.")
     items = [make_item(level, WORKBENCH_SEED + seed, index) for index in range(count)]
-    return [_workbench_situation(item, index) for index, item in enumerate(items)]
+    return [workbench_situation(item, index) for index, item in enumerate(items)]
 
 
-def _workbench_situation(item: Item, index: int) -> Situation:
+def workbench_situation(item: Item, index: int) -> Situation:
+    """A workbench item; `index` becomes its record's id."""
     return Situation(
         item.name,
         item_record(item, index),

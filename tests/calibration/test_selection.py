@@ -1,0 +1,114 @@
+"""What is chosen to calibrate on: spread, the same every time, told in full."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from rexthinker_edge.calibration.humanref import write_humanref
+from rexthinker_edge.calibration.humanref_cot import write_humanref_cot
+from rexthinker_edge.calibration.samples import Reader, written_turn
+from rexthinker_edge.calibration.selection import Traits, choose
+from rexthinker_edge.calibration.sources import choose_calibration
+from rexthinker_edge.calibration.workbench.items import item_record, make_item
+from rexthinker_edge.calibration.workbench.render import render
+from rexthinker_edge.runtime.errors import DataError, OptionError
+from rexthinker_edge.runtime.qwen_pixels import PixelLimits
+from rexthinker_edge.runtime.tokens import TextTokenizer
+from tests.conftest import write_tokenizer
+
+
+def pool():
+    rng = np.random.default_rng(2)
+    domains = ["attribute"] * 80 + ["position"] * 15 + ["rejection"] * 5
+    return [
+        Traits(f"r{k}", domain, int(rng.integers(1, 15)), int(rng.integers(100, 900)))
+        for k, domain in enumerate(domains)
+    ]
+
+
+def test_a_choice_is_spread():
+    chosen = choose(pool(), 15, seed=1)
+    assert Counter(traits.domain for traits in chosen) == {"attribute": 5, "position": 5, "rejection": 5}
+    attribute = [traits for traits in chosen if traits.domain == "attribute"]
+    crowds = [sum(traits.candidates > bound for bound in (1, 3, 6, 10)) for traits in attribute]
+    assert len(set(crowds)) == 5  # every number of candidates once
+    # a domain that has run out leaves its share to the others
+    assert Counter(traits.domain for traits in choose(pool(), 40, seed=1))["rejection"] == 5
+
+
+def test_a_choice_depends_on_seed_and_pool_alone():
+    chosen = choose(pool(), 12, seed=4)
+    assert choose(pool()[::-1], 12, seed=4) == chosen
+    assert choose(pool(), 12, seed=5) != chosen
+    assert [traits.id for traits in choose(pool(), 3, seed=0)] == ["r88", "r2", "r98"]
+
+
+def test_choice_messages():
+    with pytest.raises(DataError, match="101 samples asked of 100 readable ones"):
+        choose(pool(), 101, 0)
+    with pytest.raises(DataError, match="an id stands twice"):
+        choose([*pool(), pool()[0]], 3, 0)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    items = [make_item("full", 5, index) for index in range(14)]
+    write_humanref_cot(tmp_path / "cot", ((item_record(i, k), render(i.scene)) for k, i in enumerate(items)))
+    write_humanref(tmp_path / "plain", ((item_record(i, k), render(i.scene)) for k, i in enumerate(items)))
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind", ["workbench:full", "humanref-cot:{}/cot", "humanref:{}/plain"])
+def test_every_source_gives_samples(folders, tmp_path, kind):
+    source = kind.format(folders)
+    choice = choose_calibration(source, 4, seed=1)
+    again = choose_calibration(source, 4, seed=1)
+    other = choose_calibration(source, 4, seed=3)
+    assert choice.sha256() == again.sha256() != other.sha256()
+    assert len({situation.id for situation in choice.situations}) == 4
+    assert sum(choice.domains().values()) == 4
+    assert choice.problems == ()
+    write_tokenizer(tmp_path / "tokenizer.json")
+    reader = Reader(TextTokenizer(tmp_path / "tokenizer.json"), PixelLimits(16 * 784, 64 * 784))
+    for situation in choice.situations:
+        sample = reader.sample(situation)
+        assert sample.vision is not None
+        assert (sample.ids == sample.image_pad).sum() == sample.vision.merged_tokens()
+        assert sample.positions.shape == (3, len(sample.ids))
+        written = reader.tokenizer.decode(sample.ids.tolist())
+        assert f"Please detect {situation.record.referring} in the image." in written
+        said = reader.tokenizer.decode(sample.ids[sample.answer_start :].tolist())
+        if source.startswith("humanref:"):
+            assert said == ""  # the set has no traces: nothing is made up
+        else:
+            assert said.startswith("<think>")
+            assert said.endswith("</answer><|im_end|>")
+    short = Reader(reader.tokenizer, reader.limits, max_tokens=100).sample(choice.situations[0])
+    assert len(short.ids) == 100
+    assert short.answer_start <= 100
+
+
+def test_a_written_turn_is_what_the_runtime_reads(folders):
+    """The answer names the hint's boxes, in pixels of the resized picture, or abstains."""
+    choice = choose_calibration(f"humanref-cot:{folders}/cot", 10, seed=0)
+    assert {bool(situation.record.answer_boxes) for situation in choice.situations} == {True, False}
+    for situation in choice.situations:
+        turn = written_turn(situation.record, (200, 100), (400, 200))
+        assert turn.count("<think>") == turn.count("</think>") == 1
+        answer = turn.partition("<answer>")[2].removesuffix("</answer>")
+        if not situation.record.answer_boxes:
+            assert answer == "There is no such thing in the image."
+            continue
+        assert answer.startswith("json\n[")
+        assert f'"label": "{situation.record.referring}"' in answer
+
+
+def test_source_messages(tmp_path):
+    for source in ("workbench:hard", "coco:here", "humanref:", "text"):
+        with pytest.raises(OptionError, match="needed workbench:easy, workbench:full, humanref-cot"):
+            choose_calibration(source, 4)
+    with pytest.raises(OptionError, match="calibration_seed: 100000, needed 0 to 99,999"):
+        choose_calibration("workbench:easy", 4, 100_000)
+    with pytest.raises(DataError, match=r"no humanref_cot\.annotations\.tsv"):
+        choose_calibration(f"humanref-cot:{tmp_path}", 4)
