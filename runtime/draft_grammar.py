@@ -226,6 +226,8 @@ class Grammar:
         match = _CANDIDATE.match(text)
         begun = match is not None and match[1] == self._ground.name
         index = int(match[2]) if match is not None and begun else self._next(section, last)
+        if index is None and self._summing and not text:
+            return self._answer("", marks)
         if index is None or (text and not begun and not self._is_start(text, index)):
             return []
         partial = match[3] if match is not None and begun else ""
