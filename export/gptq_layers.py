@@ -204,12 +204,11 @@ class _Walk:
     def _round(self, solver: Solver, name: str, weight: Tensor) -> QuantisedLinear:
         rounded = solver.round(weight.cpu().numpy())
         made = QuantisedLinear(rounded.weight, rounded.order)
-        if (
-            rounded.order is not None
-        ):  # within a group columns stand in the checkpoint's order, as files keep them
+        if rounded.order is not None:
+            # Within a group, columns stand in the checkpoint's order: that is all that files keep.
             codes, block_of = column_codes(made)
-            weight = rounded.weight
-            made = regrouped(codes, block_of, weight.scales, weight.zero_points, weight.bits, weight.block)
+            found = rounded.weight
+            made = regrouped(codes, block_of, found.scales, found.zero_points, found.bits, found.block)
         save_linear(self.scratch, name, made)
         if self.report is not None:
             self.report(name, rounded.loss)

@@ -165,7 +165,7 @@ def _groups(
     if groups == 1:
         return np.zeros(columns, np.int64), -1
     group = next((size for size in GROUPS if -(-columns // size) == groups), 0)
-    usual = np.arange(columns) // group if group else np.zeros(0)
+    usual: NDArray[np.int64] = np.arange(columns) // max(group, 1)
     found = usual if g_idx is None else g_idx.astype(np.int64)
     if not group or found.shape != (columns,) or not (np.sort(found) == usual).all():
         raise CheckpointError(
