@@ -1,4 +1,4 @@
-"""Writes random-weight checkpoints of the published shapes, to prove sizes, memory and time without the weights.
+"""Writes random-weight checkpoints of the published shapes, to prove sizes, memory and time without weights.
 
 Run       python -m rexthinker_edge.benchmarks.make_random_checkpoint OUT --shape 7b --tokenizer FILE
           python -m rexthinker_edge.benchmarks.make_random_checkpoint OUT --shape swin-t --tokenizer FILE
@@ -146,9 +146,7 @@ def write_language(out: Path, shape: str, sparse: bool = False, shard_bytes: int
     return total
 
 
-def _shards(
-    shapes: Mapping[str, tuple[int, ...]], shard_bytes: int
-) -> Iterator[dict[str, tuple[int, ...]]]:
+def _shards(shapes: Mapping[str, tuple[int, ...]], shard_bytes: int) -> Iterator[dict[str, tuple[int, ...]]]:
     """Tensors in order, a new shard where the next would make it too large."""
     members: dict[str, tuple[int, ...]] = {}
     filled = 0

@@ -86,9 +86,10 @@ def _weight_files(repository: str, directory: Path, files: dict[str, RemoteFile]
         if SINGLE in files:
             return [SINGLE]
         pickles = sorted(name for name in files if name.endswith((".bin", ".pt", ".pth")))
-        found = f"only {pickles[0]!r}, a pickle, which can run code when read" if pickles else "no weights"
+        first = f"only {pickles[0]!r}, a pickle, which can run code when read" if pickles else ""
         raise CheckpointError(
-            f"{repository}: {found}; needed {SINGLE} or {INDEX}. Ask its owner for safetensors, or convert it "
+            f"{repository}: {first or 'no weights'}; needed {SINGLE} or {INDEX}. Ask its owner for "
+            "safetensors, or convert it "
             "with transformers' save_pretrained."
         )
     try:
@@ -204,8 +205,8 @@ def _offline(repository: str, revision: str | None, root: Path, error: Exception
     reason = " ".join(str(error).split())[:160]
     place = f"https://huggingface.co/{repository}/tree/{revision or 'main'}"
     return CheckpointError(
-        f"{repository}: cannot be downloaded ({reason}); needed a way to the hub, or a copy. What came so far "
-        f"is kept in {root}. Where there is a network, copy config.json, tokenizer.json, "
+        f"{repository}: cannot be downloaded ({reason}); needed a way to the hub, or a copy. What came "
+        f"so far is kept in {root}. Where there is a network, copy config.json, tokenizer.json, "
         f"generation_config.json or preprocessor_config.json, and every *.safetensors* file of {place} "
         "into one directory, and give that directory instead of the hub id."
     )

@@ -1,4 +1,4 @@
-"""What an export will take, before it begins: bytes of every part, memory, time; and whether the disk has room.
+"""What an export will take, before it begins: bytes of every part, memory, time; and if the disk has room.
 
 Contract  Bytes follow from the configuration, the options and the tensors' stored dtypes alone and are those
           of the files to within their alignment (under 1 %; the detector's graph is estimated from its
@@ -71,7 +71,9 @@ def plan_export(
         positions: rows of the rotary table.
     """
     table = checkpoint.shape_and_bytes("model.embed_tokens.weight")
-    own_head = not config.tied and "lm_head.weight" in checkpoint  # it may be quantised: then of the same shape
+    own_head = (
+        not config.tied and "lm_head.weight" in checkpoint
+    )  # it may be quantised: then of the same shape
     head = checkpoint.shape_and_bytes("lm_head.weight") if own_head else table
     layers, rounded = 4 * positions * config.head_dim, 0
     for name in checkpoint.names("model.layers."):
@@ -131,7 +133,9 @@ def existing_parent(path: Path) -> Path:
     return next(parent for parent in path.absolute().parents if parent.is_dir())
 
 
-def _stored(checkpoint: Checkpoint, name: str, recipe: IntegerRecipe | None, bits: int | None) -> tuple[int, int]:
+def _stored(
+    checkpoint: Checkpoint, name: str, recipe: IntegerRecipe | None, bits: int | None
+) -> tuple[int, int]:
     """Bytes of one tensor of a decoder layer in the bundle, and how many of its numbers are rounded."""
     shape, stored = checkpoint.shape_and_bytes(name)
     if recipe is None or bits is None or len(shape) != 2:

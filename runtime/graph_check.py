@@ -153,7 +153,9 @@ class _Reader:
             raise GraphError(f"weight {name!r} has unknown or repeated keys, {sorted(stated)[:4]}")
         location = stated.get("location", "")
         if location not in self.files or location == self.own_name:
-            raise GraphError(f"weight {name!r} lies in {location[:80]!r}, which is no data file of the bundle")
+            raise GraphError(
+                f"weight {name!r} lies in {location[:80]!r}, which is no data file of the bundle"
+            )
         offset, length = (_whole(name, key, stated.get(key, "0")) for key in ("offset", "length"))
         if offset + length > self.files[location]:
             raise GraphError(

@@ -1,6 +1,6 @@
-"""Compares an opened graph with the geometry its manifest states, before anything is allocated by either.
+"""Compares an opened graph with the geometry its manifest states, before either allocates anything.
 
-Contract  Names, ranks and every fixed side that the runtime relies on; a free dimension of the graph fits all.
+Contract  Compared are names, ranks and every side that the runtime relies on; a free dimension fits all.
 Elsewhere the geometries: decoder.py, vision.py; opening: thinker.py.
 """
 
@@ -32,10 +32,8 @@ def check_decoder(session: ort.InferenceSession, geometry: DecoderGeometry, path
     _compare(path, _shapes(session.get_outputs()), outputs)
 
 
-def check_vision(
-    session: ort.InferenceSession, geometry: VisionGeometry, width: int, path: Path
-) -> None:
-    """BundleError where `vision.onnx` has another shape than its manifest says, or than the decoder's width."""
+def check_vision(session: ort.InferenceSession, geometry: VisionGeometry, width: int, path: Path) -> None:
+    """BundleError where `vision.onnx` has another shape than its manifest says, or the decoder's width."""
     volume = 3 * geometry.temporal_patch * geometry.patch**2
     _compare(path, _shapes(session.get_inputs()), {"patches": (None, volume)})
     _compare(path, _shapes(session.get_outputs()), {"features": (None, geometry.hidden)})
