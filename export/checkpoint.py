@@ -243,7 +243,7 @@ def _read_entry(name: str, entry: Any, mapped: NDArray[np.uint8], problem: str) 
 
 def release_pages(view: NDArray[np.uint8]) -> None:
     """Let the system drop the whole pages of a view into a mapped file from this process's memory."""
-    mapping = view
+    mapping: Any = view
     while isinstance(mapping.base, np.ndarray):
         mapping = mapping.base
     if not isinstance(mapping.base, mmap.mmap):
