@@ -5,6 +5,7 @@ Elsewhere whether it is intact: verify.py; the manifest: runtime/bundle.py.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -33,6 +34,7 @@ def info(bundle: Path | None, as_json: bool) -> int:
         "licence": manifest.model.licence,
         "notice": _first_line(manifest.model.notice),
         "precision": ", ".join(f"{part} {recipe}" for part, recipe in manifest.quantisation.items()),
+        "calibration": _calibration(manifest.calibration),
         "decoder": f"{shape.layers} layers of {shape.hidden}, {shape.max_length:,} tokens",
         "pictures": f"{manifest.prompt.min_pixels:,} to {manifest.prompt.max_pixels:,} pixels",
         "targets": ", ".join(manifest.targets),
@@ -42,6 +44,14 @@ def info(bundle: Path | None, as_json: bool) -> int:
     for name, text in rows.items():
         click.echo(f"{name:<11} {text}")
     return 0
+
+
+def _calibration(card: Any) -> str:
+    """Where the samples came from, how many, and how to make them again."""
+    if card is None:
+        return "none"
+    domains = ", ".join(f"{name} {count}" for name, count in sorted(card.domains.items()))
+    return f"{card.source}, {card.items} items, seed {card.seed}" + (f" ({domains})" if domains else "")
 
 
 def _first_line(notice: str) -> str:
