@@ -148,8 +148,9 @@ def _fuse(writer: DetectorWriter, name: str, layer: Any, picture: str, text: str
         return stored, graph.constant(values(linear.bias))
 
     names = FusionNames(
-        *(pair(part) for part in ("vision_proj", "text_proj", "values_vision_proj", "values_text_proj",
-                                  "out_vision_proj", "out_text_proj")),
+        pair("vision_proj"), pair("text_proj"),
+        pair("values_vision_proj"), pair("values_text_proj"),
+        pair("out_vision_proj"), pair("out_text_proj"),
         graph.constant(values(layer.vision_param)), graph.constant(values(layer.text_param)),
     )  # fmt: skip
     picture, text = writer.norm(picture, layer.layer_norm_vision), writer.norm(text, layer.layer_norm_text)

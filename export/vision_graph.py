@@ -71,11 +71,9 @@ class _Source:
                 made.append(lower_linear(self.graph, x, self.graph.weight(weight), bias))
             else:
                 rounded = round_channels(weight.float32())
-                stored = [
-                    self.graph.array(f"{name}.{part}", array)
-                    for part, array in (("codes", rounded.codes), ("scales", rounded.scales))
-                ]
-                made.append(lower_int8_rows_linear(self.graph, even, *stored, bias))
+                codes = self.graph.array(f"{name}.codes", rounded.codes)
+                scales = self.graph.array(f"{name}.scales", rounded.scales)
+                made.append(lower_int8_rows_linear(self.graph, even, codes, scales, bias))
         return made
 
     def linear(self, x: str, name: str, shape: tuple[int, int]) -> str:

@@ -15,7 +15,7 @@ LAYERS = {"runtime", "kernels", "export", "calibration", "training", "benchmarks
 MAY_IMPORT = {
     "kernels": set(),
     "runtime": {"kernels"},
-    "calibration": set(),
+    "calibration": {"kernels", "runtime"},  # what is calibrated is what runs: prompt, pixels, integers
     "export": {"kernels", "calibration", "runtime"},
     "training": {"calibration", "runtime", "kernels", "export"},
     "benchmarks": LAYERS,
