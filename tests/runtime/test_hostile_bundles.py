@@ -144,14 +144,8 @@ def hidden_outside(model: onnx.ModelProto) -> None:
 
 def nested(model: onnx.ModelProto) -> None:
     inner = helper.make_graph([], "inner", [], [])
-    for _ in range(40):
-        inner = (
-            helper.make_graph(
-                [helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=inner)], "g", [], []
-            )
-            if _ < 12
-            else helper.make_graph([helper.make_node("If", ["x"], ["y"], then_branch=inner)], "g", [], [])
-        )
+    for _ in range(20):
+        inner = helper.make_graph([helper.make_node("If", ["x"], ["y"], then_branch=inner)], "g", [], [])
     model.graph.node.append(helper.make_node("If", ["x"], ["y"], then_branch=inner))
 
 
@@ -192,10 +186,6 @@ def renamed_input(model: onnx.ModelProto) -> None:
 
 def drop_output(model: onnx.ModelProto) -> None:
     del model.graph.output[0]
-
-
-def wide_output(model: onnx.ModelProto) -> None:
-    model.graph.output[0].type.tensor_type.shape.dim[-1].dim_value = 7
 
 
 def newer_opset(model: onnx.ModelProto) -> None:
@@ -350,7 +340,6 @@ ENEMIES: dict[str, tuple[Change, str]] = {
     "weight of text": (graph("vision.onnx", string_type), "ONNX Runtime"),
     "input by another name": (graph("decoder.onnx", renamed_input), "decoder.onnx: "),
     "output missing": (graph("vision.onnx", drop_output), "vision.onnx: "),
-    "output of another width": (graph("vision.onnx", wide_output), "vision.onnx: "),
     # tokenizers and the table
     "tokenizer empty": (content("tokenizer.json", b""), "tokenizer.json: "),
     "tokenizer nested": (content("tokenizer.json", b"[" * 300_000), "nested too deep"),
@@ -368,8 +357,8 @@ ENEMIES: dict[str, tuple[Change, str]] = {
     "caption tokenizer nested": (content("detector-tokenizer.json", b"[" * 300_000), "nested too deep"),
     "caption tokenizer renumbered": (
         tokenizer(lambda v: v["model"]["vocab"].update({"[CLS]": 5}), "detector-tokenizer.json"), "the ids"),
-    "table cut": (content("embeddings.bin", lambda b: b[:-2]), "the manifest's table needs"),
-    "table empty": (content("embeddings.bin", b""), "embeddings.bin: "),
+    "table cut": (content("embeddings.bin", lambda b: b[:-2]), "embeddings.bin has"),
+    "table empty": (content("embeddings.bin", b""), "embeddings.bin has 0"),
 }  # fmt: skip
 
 
