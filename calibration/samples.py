@@ -18,6 +18,7 @@ from rexthinker_edge.calibration.sources import Situation
 from rexthinker_edge.calibration.workbench.traces import ABSENT
 from rexthinker_edge.runtime import prompt
 from rexthinker_edge.runtime.boxes import Size, to_resized_px
+from rexthinker_edge.runtime.errors import DataError
 from rexthinker_edge.runtime.positions import mrope_positions
 from rexthinker_edge.runtime.qwen_pixels import PixelLimits, VisionInput, qwen_pixels
 from rexthinker_edge.runtime.tokens import TextTokenizer
@@ -52,7 +53,7 @@ class Reader:
     limits: PixelLimits
     system: str = prompt.SYSTEM
     wording: prompt.Wording = prompt.Wording.DETECT
-    max_tokens: int = 8192  # a longer sample is cut at its end
+    max_tokens: int = 8192  # a longer turn is cut at its end
 
     def sample(self, situation: Situation) -> Sample:
         """The whole sequence of one situation."""
@@ -72,9 +73,18 @@ class Reader:
     def sequence(
         self, name: str, asked: list[prompt.Part], said: str | None, vision: VisionInput | None
     ) -> Sample:
-        """Any prompt and turn as a sample; `said` None leaves the turn out."""
+        """Any prompt and turn as a sample; `said` None leaves the turn out.
+
+        Raises:
+            DataError: the prompt alone is too long.
+        """
         question = self.tokenizer.encode_parts(asked)
         answer = [] if said is None else self.tokenizer.encode_parts([said, prompt.IM_END])
+        if len(question) > self.max_tokens:
+            raise DataError(
+                f"{name}: its prompt has {len(question):,} tokens, at most {self.max_tokens:,} fit. Leave it "
+                "out, or allow more with --max-length."
+            )
         ids = np.array((question + answer)[: self.max_tokens], np.int64)
         pad = self.tokenizer.special_id(prompt.IMAGE_PAD.name)
         positions, _ = mrope_positions(ids, pad, [] if vision is None else [vision.grid_thw])

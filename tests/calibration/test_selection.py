@@ -84,9 +84,11 @@ def test_every_source_gives_samples(folders, tmp_path, kind):
         else:
             assert said.startswith("<think>")
             assert said.endswith("</answer><|im_end|>")
-    short = Reader(reader.tokenizer, reader.limits, max_tokens=100).sample(choice.situations[0])
-    assert len(short.ids) == 100
-    assert short.answer_start <= 100
+    room = sample.answer_start + 5
+    short = Reader(reader.tokenizer, reader.limits, max_tokens=room).sample(situation)
+    assert short.ids.tolist() == sample.ids[:room].tolist()
+    with pytest.raises(DataError, match=f"its prompt has {sample.answer_start:,} tokens, at most 100 fit"):
+        Reader(reader.tokenizer, reader.limits, max_tokens=100).sample(situation)
 
 
 def test_a_written_turn_is_what_the_runtime_reads(folders):

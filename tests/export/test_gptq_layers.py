@@ -36,9 +36,9 @@ def sequences(checkpoint, config, seed, count=12, length=40):
     return ids, [Sequence(table[row], text_positions(0, length), plain) for row in ids]
 
 
-def walk(made, scratch, correct=False, order=ActOrder.STATIC):
+def walk(made, scratch, correct=False, order=ActOrder.STATIC, count=12):
     _, checkpoint, config, _ = made
-    _, given = sequences(checkpoint, config, 1)
+    _, given = sequences(checkpoint, config, 1, count)
     options = LayerwiseOptions(GptqOptions(block=32, act_order=order), 8, correct)
     quantise_decoder(checkpoint, config, given, [40] * len(given), options, scratch)
     return Saved(checkpoint, scratch)
@@ -91,7 +91,10 @@ def test_the_graph_computes_what_the_integers_say(made, tmp_path, order):
 
 
 def test_calibrated_integers_keep_the_model_better(made, tmp_path):
-    """On sequences not calibrated on: nearest > GPTQ > GPTQ that makes up for earlier layers."""
+    """On sequences not calibrated on: nearest > GPTQ > GPTQ that makes up for earlier layers.
+
+    80 sequences of 40 tokens; seen: 0.061, 0.026, 0.017. With 12 the correction has nothing to gain yet.
+    """
     directory, checkpoint, config, reference = made
     ids, _ = sequences(checkpoint, config, 77)
     batch = torch.tensor(np.stack(ids))
@@ -103,7 +106,7 @@ def test_calibrated_integers_keep_the_model_better(made, tmp_path):
             scratch.mkdir()
             weights = (
                 Nearest(checkpoint, IntegerRecipe(block=32)) if correct is None
-                else walk(made, scratch, correct)
+                else walk(made, scratch, correct, count=80)
             )  # fmt: skip
             errors.append(
                 float(
@@ -112,8 +115,8 @@ def test_calibrated_integers_keep_the_model_better(made, tmp_path):
                     .mean()
                 )
             )
-    assert errors[1] < 0.9 * errors[0]
-    assert errors[2] < errors[1]
+    assert errors[1] < 0.7 * errors[0]
+    assert errors[2] < 0.9 * errors[1]
 
 
 def test_an_interrupted_walk_goes_on(made, tmp_path, monkeypatch):
