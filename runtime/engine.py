@@ -132,7 +132,7 @@ class EngineSession:
             self._context.set_tensor_address(name, given.data_ptr())
         # Stream 0 is the one ONNX Runtime copies on, so the copies before and after are in order.
         self._must(self._context.execute_async_v3(0), "the run")
-        return [np.array(outputs[name].numpy()) for name in names]  # a copy: the buffer goes with its OrtValue
+        return [np.array(outputs[name].numpy()) for name in names]  # copies: the buffers go with their values
 
     def _place(self, name: str, value: NDArray[Any]) -> Any:
         """Where TensorRT reads an input: sizes of other values on the CPU, all else on the GPU."""
