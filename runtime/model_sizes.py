@@ -78,8 +78,8 @@ class ModelSizes:
     def activation_bytes(self, image_tokens: int, detector_pixels: int) -> int:
         """The largest of the three graphs' working memories; they run one after the other.
 
-        Decoder: a chunk's feed-forward and logits. Vision: the same of all patches. Detector: measured at
-        Swin-T size, in proportion to the pixels (docs/sources.md#roofline).
+        Decoder: a chunk's feed-forward and logits. Vision: the same of all patches. Detector: an
+        estimate for Swin-T, in proportion to the pixels (docs/sources.md#roofline).
         """
         decoder = CHUNK_TOKENS * (3 * self.intermediate + 6 * self.hidden) * 4 + self.vocab * 4
         vision = 4 * image_tokens * self.vision_hidden * 16 * 4
