@@ -147,7 +147,9 @@ def export_bundle(
     layout = packed_format(vlm_dir)
     check_integers(layout, recipe, options.calibration, options.packed_dir)
     checkpoint = Checkpoint(vlm_dir, progress)
-    plan = plan_export(checkpoint, detector_dir, config.text, recipe, options.embeddings, length)
+    plan = plan_export(
+        checkpoint, detector_dir, config.text, recipe, options.embeddings, length, options.vision == "int8"
+    )
     sources = {"checkpoint": source_fingerprint(vlm_dir), "detector": source_fingerprint(detector_dir)}
     with _staging(out_dir.absolute(), options, sources) as (partial, journal):
         check_disk(plan, partial, sum(entry.bytes for entry in journal.entries().values()))
@@ -347,7 +349,9 @@ def plan_bundle(vlm_dir: Path, detector_dir: Path, out_dir: Path, options: Expor
     read_geometry(detector_dir)
     length, recipe = chosen_length(config, options), chosen_recipe(config.text, options)
     checkpoint = Checkpoint(vlm_dir)
-    plan = plan_export(checkpoint, detector_dir, config.text, recipe, options.embeddings, length)
+    plan = plan_export(
+        checkpoint, detector_dir, config.text, recipe, options.embeddings, length, options.vision == "int8"
+    )
     check_disk(plan, existing_parent(out_dir))
     return plan
 

@@ -63,12 +63,14 @@ class ExportPlan:
 def plan_export(
     checkpoint: Checkpoint, detector_dir: Path, config: TextConfig, recipe: IntegerRecipe | None,
     embeddings: EmbeddingPrecision, positions: int,
+    int8: bool = False,
 ) -> ExportPlan:  # fmt: skip
     """Sizes, memory and time of exporting `checkpoint` so.
 
     Args:
         recipe: of the decoder; None keeps its weights.
         positions: rows of the rotary table.
+        int8: the vision tower's linear layers in 8 bits.
     """
     table = checkpoint.shape_and_bytes("model.embed_tokens.weight")
     own_head = (
@@ -79,7 +81,9 @@ def plan_export(
     for name in checkpoint.names("model.layers."):
         size, count = _stored(checkpoint, name, recipe, None if recipe is None else recipe.bits)
         layers, rounded = layers + size, rounded + count
-    vision = sum(checkpoint.shape_and_bytes(name)[1] for name in checkpoint.names("visual."))
+    vision = sum(
+        _vision_bytes(*checkpoint.shape_and_bytes(name), int8) for name in checkpoint.names("visual.")
+    )
     if recipe is not None:
         output = integer_bytes(head[0], recipe.head_bits, recipe.block)
         rounded += head[0][0] * head[0][1]
@@ -141,6 +145,11 @@ def _stored(
     if recipe is None or bits is None or len(shape) != 2:
         return stored, 0
     return integer_bytes(shape, bits, recipe.block), _count(shape)
+
+
+def _vision_bytes(shape: tuple[int, ...], stored: int, int8: bool) -> int:
+    """One tensor of the vision tower: int8 stores a scale for every output channel beside the codes."""
+    return shape[0] * (shape[1] + 4) if int8 and len(shape) == 2 else stored
 
 
 def _counts(checkpoint: Checkpoint) -> list[int]:
