@@ -85,8 +85,8 @@ def test_another_export_is_not_resumed(staging, tmp_path):
     with pytest.raises(OptionError) as caught:
         Journal(tmp_path / "work", staging, {"files": {"a": [1, 3]}}, resume=True)
     assert str(caught.value) == (
-        "--resume: the interrupted export had files.a [1, 2], now it is [1, 3]; the same program and unchanged "
-        "checkpoints are needed. Start afresh: leave --resume out."
+        "--resume: the interrupted export had files.a [1, 2], now it is [1, 3]; the same program and "
+        "unchanged checkpoints are needed. Start afresh: leave --resume out."
     )
     (tmp_path / "work" / "journal.json").write_text("{")
     with pytest.raises(OptionError, match="is no journal of an export"):
