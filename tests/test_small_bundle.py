@@ -143,7 +143,7 @@ def test_a_second_expression_reuses_nine_tenths_of_its_prompt(thinker: rex.Think
     for item in evaluation_items()[::5]:
         scene = thinker.look(render(item.scene), item.category, boxes=true_boxes(item))
         first = scene.refer("the red one", max_new_tokens=1).tokens
-        assert first.reused < first.prompt / 2  # the system turn, of the pictures before
+        assert first.reused < 100  # the system turn, kept of the pictures before
         tokens = scene.refer(item.question.expression, max_new_tokens=1).tokens
         shares.append(tokens.reused / tokens.prompt)
     assert float(np.median(shares)) >= 0.9

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import onnx
 import pytest
 from click.testing import CliRunner
 from tokenizers import Tokenizer
@@ -51,12 +52,13 @@ def detector(tmp_path, monkeypatch):
 
     def write_detector(checkpoint: Path, out: Path, int8: tuple[str, ...] = ()) -> DetectorGeometry:
         assert checkpoint == directory
-        out.write_bytes(b"stand-in")
+        graph = onnx.helper.make_graph([], "stand-in", [], [])
+        out.write_bytes(onnx.helper.make_model(graph).SerializeToString())
         return GEOMETRY
 
     monkeypatch.setattr(pipeline, "write_detector", write_detector)
     for module in (thinkers, golden):
-        monkeypatch.setattr(module, "Detector", lambda *_: FakeDetector())
+        monkeypatch.setattr(module, "Detector", lambda *_, **__: FakeDetector())
     monkeypatch.setattr(pipeline, "read_geometry", lambda _: GEOMETRY)
     return directory
 
@@ -72,10 +74,11 @@ def test_a_bundle_is_complete_and_answers_as_recorded(vlm, detector, tmp_path, p
     assert (manifest.name, manifest.prompt.system, manifest.prompt.max_new_tokens) == ("tiny", "Look.", 9)
     assert (manifest.tokens.image_pad, manifest.tokens.eos) == (SPECIALS.index("<|image_pad|>"), (2,))
     assert manifest.decoder.max_length == 512  # the model's own limit, below the default
+    rounded = "{} round-to-nearest, block 32, accuracy level 4; output layer int8; embeddings bfloat16"
     words = {
         Precision.FP32: "fp32, weights stored as bfloat16",
-        Precision.INT4: "int4 round-to-nearest, block 32, accuracy level 4; output layer int8; "
-        "embeddings bfloat16",
+        Precision.INT8: rounded.format("int8"),
+        Precision.INT4: rounded.format("int4"),
     }
     assert manifest.quantisation["decoder.onnx"] == words[precision]
     done = [done for _, done, _ in reports]
@@ -95,7 +98,7 @@ def test_a_failure_leaves_what_stood_there(vlm, detector, tmp_path, monkeypatch)
     export_bundle(vlm, detector, out, ExportOptions())
     before = {p.name: p.read_bytes() for p in out.iterdir()}
 
-    def broken(*_):
+    def broken(*_: object, **__: object):
         raise CheckpointError("detector: broken")
 
     with pytest.raises(BundleError, match="exists already"):
