@@ -137,7 +137,11 @@ def open_weights(checkpoint: Checkpoint, layout: PackedFormat, recipe: IntegerRe
 
 
 def write_packed(
-    checkpoint: Checkpoint, config: TextConfig, weights: Weights, layout: PackedFormat, out_dir: Path,
+    checkpoint: Checkpoint,
+    config: TextConfig,
+    weights: Weights,
+    layout: PackedFormat,
+    out_dir: Path,
     symmetric: bool = False,
 ) -> None:
     """Write a checkpoint with the same integers that transformers and others load.
@@ -262,7 +266,8 @@ def _quantisation(
         }  # fmt: skip
     return {
         "quant_method": "compressed-tensors", "format": "pack-quantized",
-        "quantization_status": "compressed", "config_groups": groups, "ignore": [] if symmetric else ["lm_head"],
+        "quantization_status": "compressed", "config_groups": groups,
+        "ignore": [] if symmetric else ["lm_head"],
     }  # fmt: skip
 
 

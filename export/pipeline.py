@@ -390,7 +390,10 @@ def chosen_recipe(config: TextConfig, options: ExportOptions) -> IntegerRecipe |
 
 
 def described(
-    recipe: IntegerRecipe | None, stored: str, vision: str = "fp32", detector_int8: int = 0,
+    recipe: IntegerRecipe | None,
+    stored: str,
+    vision: str = "fp32",
+    detector_int8: int = 0,
     method: str = "round-to-nearest",
 ) -> dict[str, str]:
     """The manifest's words for how each graph's weights are stored.

@@ -117,7 +117,8 @@ MatMulInteger, QLinearMatMul, Unique, every sequence operator, and everything ou
 
 DATA_INPUTS = {"ConstantOfShape": 0} | dict.fromkeys(
     ("CumSum", "Expand", "Gather", "GatherElements", "GatherND", "Pad", "ReduceMax", "ReduceMean",
-     "ReduceMin", "ReduceProd", "ReduceSum", "Reshape", "Slice", "Split", "Squeeze", "Tile", "TopK", "Trilu", "Unsqueeze"),
+     "ReduceMin", "ReduceProd", "ReduceSum", "Reshape", "Slice", "Split", "Squeeze", "Tile",
+     "TopK", "Trilu", "Unsqueeze"),
     1,
 )  # fmt: skip
 """How many of an operator's inputs are data; the rest are indices, sizes, axes. All, where none is named."""

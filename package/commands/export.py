@@ -19,7 +19,10 @@ from rexthinker_edge.commands.engines import check_engines, export_engines, is_b
 @click.option("--detector", help="Grounding DINO checkpoint: a directory or a hub id.")
 @click.option("--out", "out_dir", type=click.Path(path_type=Path), help="The bundle to make.")
 @click.option(
-    "--target", type=click.Choice(["cpu", "tensorrt"]), default="cpu", show_default=True,
+    "--target",
+    type=click.Choice(["cpu", "tensorrt"]),
+    default="cpu",
+    show_default=True,
     help="tensorrt: also build engines for this machine's GPU; of a bundle, where CHECKPOINT names one.",
 )
 @click.option("--engine-precision", type=click.Choice(["fp16", "fp32"]), default="fp16", show_default=True)
@@ -30,28 +33,44 @@ from rexthinker_edge.commands.engines import check_engines, export_engines, is_b
 @click.option("--block", type=int, help="Columns that share an int4 scale (128 where it fits, else 32).")
 @click.option("--accuracy-level", type=int, default=4, show_default=True, help="Of int4: 0 exact, 4 fast.")
 @click.option(
-    "--head-bits", type=click.Choice(["4", "8"]), default="8", show_default=True,
+    "--head-bits",
+    type=click.Choice(["4", "8"]),
+    default="8",
+    show_default=True,
     help="Of the output layer, where the decoder is int4.",
 )
 @click.option(
-    "--embeddings", type=click.Choice(["kept", "int8"]), default="kept", show_default=True,
+    "--embeddings",
+    type=click.Choice(["kept", "int8"]),
+    default="kept",
+    show_default=True,
     help="Token table: as the checkpoint has it, or int8 with a scale a row.",
 )
 @click.option(
-    "--vision", type=click.Choice(["fp32", "int8"]), default="fp32", show_default=True,
+    "--vision",
+    type=click.Choice(["fp32", "int8"]),
+    default="fp32",
+    show_default=True,
     help="Linear layers of the vision tower.",
 )
 @click.option(
-    "--detector-precision", type=click.Choice(["fp32", "int8"]), default="fp32", show_default=True,
+    "--detector-precision",
+    type=click.Choice(["fp32", "int8"]),
+    default="fp32",
+    show_default=True,
     help="int8: in those layers of the detector that do not move boxes; they are measured first.",
 )
 @click.option(
-    "--golden-questions", type=click.IntRange(0, 3), default=3, show_default=True,
+    "--golden-questions",
+    type=click.IntRange(0, 3),
+    default=3,
+    show_default=True,
     help="Self-tests to record with the new bundle.",
 )
 @click.option("--golden-tokens", type=click.IntRange(min=1), help="Most tokens of a self-test's answer.")
 @click.option(
-    "--calibration", metavar="DATA",
+    "--calibration",
+    metavar="DATA",
     help="Choose integers by GPTQ on workbench:full, humanref-cot:DIR or humanref:DIR.",
 )
 @click.option("--samples", type=click.IntRange(min=1), default=128, show_default=True, help="How many.")
@@ -59,7 +78,10 @@ from rexthinker_edge.commands.engines import check_engines, export_engines, is_b
 @click.option("--symmetric", is_flag=True, help="Calibrated integers without zero points.")
 @click.option("--damping", type=float, default=0.01, show_default=True, help="Of GPTQ's Hessian.")
 @click.option(
-    "--act-order", type=click.Choice(["none", "static", "group"]), default="static", show_default=True,
+    "--act-order",
+    type=click.Choice(["none", "static", "group"]),
+    default="static",
+    show_default=True,
     help="Round columns of large inputs first; group: also group by them.",
 )
 @click.option("--no-correction", is_flag=True, help="Plain GPTQ: do not make up for earlier layers' errors.")
@@ -71,12 +93,16 @@ from rexthinker_edge.commands.engines import check_engines, export_engines, is_b
     "--draft-count", type=click.IntRange(min=1), default=1500, show_default=True, help="How many of them."
 )
 @click.option(
-    "--packed-out", "packed_dir", type=click.Path(path_type=Path),
+    "--packed-out",
+    "packed_dir",
+    type=click.Path(path_type=Path),
     help="Also write the calibrated integers as a checkpoint here.",
 )
 @click.option(
-    "--packed-format", type=click.Choice(["compressed-tensors", "gptq", "gptq_v2"]),
-    default="compressed-tensors", show_default=True,
+    "--packed-format",
+    type=click.Choice(["compressed-tensors", "gptq", "gptq_v2"]),
+    default="compressed-tensors",
+    show_default=True,
 )
 @click.option("--name", help="Name of the bundle.")
 @click.option("--source", help="Where the weights come from.")

@@ -184,7 +184,9 @@ def _annotation(offset: int, **fields: object) -> bytes:
 def test_the_published_pair_drops_in(index: str, tmp_path: Path) -> None:
     plain, wrapped = base64.b64encode(b"picture one"), b"b'" + base64.b64encode(b"picture two") + b"'"
     images = [b"one.jpg\t" + plain, "zwei ü.jpg\t".encode() + wrapped]
-    _real_pair(tmp_path / "set", [_annotation(len(images[0]) + 1), _annotation(0, think="é 👍")], images, index)
+    _real_pair(
+        tmp_path / "set", [_annotation(len(images[0]) + 1), _annotation(0, think="é 👍")], images, index
+    )
     with CotPair(tmp_path / "set") as pair:
         assert pair.jpeg(0) == b"picture two"
         assert pair.jpeg(1) == b"picture one"
@@ -214,9 +216,7 @@ def test_cot_names_bad_lines_and_goes_on(tmp_path: Path) -> None:
         assert [record.id for record in pair.records(problems)] == [10]
         assert [p.line for p in problems] == list(range(1, 11))
         assert problems[8].reason == "no field 'region_map'"
-        assert (
-            problems[9].reason == "no picture begins at byte 99999: the index does not match the file"
-        )
+        assert problems[9].reason == "no picture begins at byte 99999: the index does not match the file"
         with pytest.raises(DataError, match=r"line 1: the line has no picture offset, .* Leave it out"):
             pair.record(0)
         with pytest.raises(DataError, match=r"picture of record 10: not base64"):

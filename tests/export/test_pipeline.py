@@ -86,11 +86,11 @@ def test_a_bundle_is_complete_and_answers_as_recorded(vlm, detector, tmp_path, p
     assert done[-1] == reports[-1][2]  # every byte of the checkpoint was asked for
     assert len(manifest.golden) == 3
     thinker = thinkers.load(out, threads=1)
-    for golden in manifest.golden:
-        scene = thinker.look(out / golden.picture, golden.category, golden.candidates)
-        assert scene.refer(golden.expression).token_ids == golden.token_ids
-        assert 0 < len(golden.token_ids) <= 9
-        assert len(golden.detected) == 3
+    for recorded in manifest.golden:
+        scene = thinker.look(out / recorded.picture, recorded.category, recorded.candidates)
+        assert scene.refer(recorded.expression).token_ids == recorded.token_ids
+        assert 0 < len(recorded.token_ids) <= 9
+        assert len(recorded.detected) == 3
 
 
 def test_a_failure_leaves_what_stood_there(vlm, detector, tmp_path, monkeypatch):

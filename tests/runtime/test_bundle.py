@@ -240,6 +240,8 @@ def test_a_partial_directory_can_be_kept(directory, tmp_path):
 
 
 def test_a_graph_that_cannot_be_opened_is_named(sealed_bundle):
-    with pytest.raises(BundleError, match=r"stand-in/\w+.onnx: .* an ONNX graph with its weights inside") as caught:
+    with pytest.raises(
+        BundleError, match=r"stand-in/\w+.onnx: .* an ONNX graph with its weights inside"
+    ) as caught:
         load(sealed_bundle, threads=1)
     assert str(caught.value).endswith(". Do not use this bundle, or export it again.")
