@@ -1,7 +1,7 @@
 """Where the time of an expression goes, and what the kept prefix saves.
 
 Layout    `measure` asks workbench pictures two expressions each: the first pays for the picture, the second
-          for itself. Stages are medians over pictures; a token takes generation time over decoder passes.
+          for itself. Stages are medians over pictures; a token is a pass of an answer without drafts.
 Contract  Times are wall clock around the public calls; nothing is left out: `total` is what a caller waits.
           The report is schema `rexthinker-edge/bench/1`; its cold load is the process's first, with the page
           cache left as it is.
@@ -64,16 +64,19 @@ class Asked:
 
     ttft_ms: float
     total_ms: float
-    token_ms: float
+    pass_ms: float
     reused: int
     prompt: int
+    generated: int
+    passes: int
+    token_ids: tuple[int, ...]
     stages: dict[str, float]
 
 
-def _ask(scene: Scene, expression: str, began: float) -> Asked | None:
+def _ask(scene: Scene, expression: str, began: float, drafting: bool | None = None) -> Asked | None:
     """Answer one expression; None when there was nothing to generate from."""
     first = None
-    for event in scene.stream(expression):
+    for event in scene.stream(expression, drafting=drafting):
         if isinstance(event, TextEvent) and first is None:
             first = now_ms() - began
         if isinstance(event, ResultEvent):
@@ -83,32 +86,46 @@ def _ask(scene: Scene, expression: str, began: float) -> Asked | None:
     return Asked(
         ttft_ms=first,
         total_ms=now_ms() - began,
-        token_ms=result.ms.generate / result.tokens.passes,
+        pass_ms=result.ms.generate / result.tokens.passes,
         reused=result.tokens.reused,
         prompt=result.tokens.prompt,
+        generated=result.tokens.generated,
+        passes=result.tokens.passes,
+        token_ids=tuple(result.token_ids),
         stages={name: getattr(result.ms, name) for name in ("image", "detect", "vision", "prefill")},
     )
 
 
 def measure(thinker: Thinker, asked: Sequence[Question], told: Callable[[int], None]) -> dict[str, Any]:
-    """Stages, first and second expression over all questions; the first picture only warms up."""
-    firsts, seconds = list[Asked](), list[Asked]()
+    """Stages, first and second expression over all questions; the first picture only warms up.
+
+    The second expression is asked once more without drafting, which must give the same tokens.
+    """
+    firsts, seconds, plains = list[Asked](), list[Asked](), list[Asked]()
     for number, question in enumerate(asked):
         began = now_ms()
         scene = thinker.look(question.pixels_HWC, question.category)
         first = _ask(scene, question.first, began)
         second = _ask(scene, question.second, now_ms())
-        if first and second and number:
+        plain = _ask(scene, question.second, now_ms(), drafting=False)
+        if first and second and plain and number:
             firsts.append(first)
             seconds.append(second)
+            plains.append(plain)
         told(number + 1)
     assert firsts, "no picture of the benchmark had candidates"
     stages = {name: _spread([a.stages[name] for a in firsts]) for name in firsts[0].stages}
-    stages["token"] = _spread([a.token_ms for a in firsts + seconds])
+    stages["token"] = _spread([a.pass_ms for a in plains])
     return {
         "pictures": len(firsts),
         "stages": stages,
         "tokens_per_second": 1000 / stages["token"]["p50_ms"],
+        "drafting": {
+            "off_ms": _medians(plains)["total_ms"],
+            "on_ms": _medians(seconds)["total_ms"],
+            "tokens_per_pass": sum(a.generated for a in seconds) / sum(a.passes for a in seconds),
+            "identical": all(a.token_ids == b.token_ids for a, b in zip(seconds, plains, strict=True)),
+        },
         "first": _medians(firsts),
         "second": _medians(seconds)
         | {

@@ -37,7 +37,13 @@ def _show(report: dict[str, Any]) -> None:
     click.echo(f"{'stage':<10}{'p50 ms':>10}{'p95 ms':>10}")
     for name, value in report["stages"].items():
         click.echo(f"{name:<10}{value['p50_ms']:>10.2f}{value['p95_ms']:>10.2f}")
-    click.echo(f"{report['tokens_per_second']:.0f} tokens/s")
+    click.echo(f"{report['tokens_per_second']:.0f} tokens/s one by one")
+    drafted = report["drafting"]
+    same = "the same tokens" if drafted["identical"] else "DIFFERENT TOKENS"
+    click.echo(
+        f"drafting: {drafted['tokens_per_pass']:.1f} tokens a pass, an answer in {drafted['on_ms']:.0f} ms "
+        f"for {drafted['off_ms']:.0f}, {same}"
+    )
     click.echo(f"{'expression':<12}{'first token ms':>15}{'whole ms':>10}")
     click.echo(f"{'first':<12}{first['ttft_ms']:>15.1f}{first['total_ms']:>10.1f}")
     click.echo(f"{'second':<12}{second['ttft_ms']:>15.1f}{second['total_ms']:>10.1f}", nl=False)
