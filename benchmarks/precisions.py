@@ -6,7 +6,7 @@ Layout    A setting is a precision, a calibration and a seed. Each gives one JSO
           same checkpoint and counts are not run again.
 Contract  Judged on items that neither trained nor calibrated anything. What is judged is the graph that a
           bundle holds, at the accuracy level a bundle has. Only the calibration samples differ between the
-          GPTQ settings; a token count near that of the model's own traces is given to each.
+          GPTQ settings; each has as many tokens as the model's own traces have.
 Elsewhere GPTQ: calibration/gptq.py; the answers' judge: accuracy.py; the table: docs/quantisation.md.
 """
 
@@ -119,13 +119,16 @@ class Bench:
         )
 
     def samples(self, setting: Setting) -> list[Sample]:
-        """Calibration samples of one kind."""
-        count = self.counts["samples"]
+        """Calibration samples of one kind; others than the own traces until they have as many tokens."""
+        choice = choose_calibration(f"workbench:{self.level}", self.counts["samples"], setting.seed)
+        own = [self.reader.sample(situation) for situation in choice.situations]
         if setting.data == "own-trace":
-            choice = choose_calibration(f"workbench:{self.level}", count, setting.seed)
-            return [self.reader.sample(situation) for situation in choice.situations]
+            return own
         make = self._text if setting.data == "text" else self._generic
-        return [make(setting.seed, index) for index in range(count)]
+        wanted, found = sum(len(sample.ids) for sample in own), list[Sample]()
+        while sum(len(sample.ids) for sample in found) < wanted:
+            found.append(make(setting.seed, len(found)))
+        return found
 
     def _text(self, seed: int, index: int) -> Sample:
         """A passage of English prose and no picture: the Python language reference, at hand everywhere."""

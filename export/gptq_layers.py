@@ -4,8 +4,8 @@ Layout    A layer is done in four steps: query/key/value, attention output, gate
           the quantised steps before it produce, and is rounded before the next one runs. Results go to files
           in a scratch directory, one a linear layer; activations stay in memory up to a limit, then in a
           bfloat16 file there.
-Contract  With `correct`, every linear layer aims at what the *original* model would have put out at this
-          place, drift of the residual stream included, not at its own old output on drifted inputs.
+Contract  With `correct`, every linear layer aims at what the *original* model puts out at this place, on its
+          own inputs, and not at what the old weight would make of inputs that have drifted.
 Elsewhere the rounding: calibration/gptq.py; a layer's arithmetic: torch_layer.py; who reads the results:
           quantize.py.
 Source    docs/sources.md#gptq
@@ -188,11 +188,8 @@ class _Walk:
             gram.add(inputs, weight_of_token)
             if self.original is not None:
                 apart = self.original.inputs(step, k) - inputs
-                drift = self.original.residual[k] - self.quantised.residual[k]
                 for name, pull in pulls.items():
                     missed = apart @ weights[name].T
-                    if step in (ATTENTION_OUT, FEED_OUT):
-                        missed += drift
                     pull.addmm_((missed * weight_of_token[:, None]).T, inputs)
         count = max(gram.count, 1.0)
         solver = Solver(gram.mean(), self.options.rounding)
