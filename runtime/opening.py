@@ -3,8 +3,9 @@
 Layout    ONNX Runtime copies every integer weight into the processor's order when it opens a graph: at 7B
           that is 4 GB and most of the time of opening. It is not needed before the first pass.
 Contract  `open_session` returns when the graph has been read, its operators found and its weights mapped;
-          what is wrong with it is raised then. A large graph is packed in a thread behind that, and whoever
-          runs it first waits for the rest. `get_inputs`, `get_outputs` and `get_providers` never wait.
+          what is wrong with it is raised then. A large graph is packed in a thread, from `start_packing` or
+          its first use on, and whoever runs it waits for the rest. `get_inputs`, `get_outputs` and
+          `get_providers` never wait.
 Elsewhere which graphs: decoder.py, vision.py, detector.py; what is checked before: graph_check.py.
 Source    docs/full-size.md#opening
 """
@@ -45,6 +46,12 @@ def open_session(path: Path, options: ort.SessionOptions | None, providers: Sequ
     return LateSession(path, options, providers)
 
 
+def start_packing(session: Any) -> None:
+    """Let a session that `open_session` gave be packed from now on; nothing where it is packed."""
+    if isinstance(session, LateSession):
+        session.start_packing()
+
+
 def refusal(path: Path, error: Exception) -> BundleError:
     """ONNX Runtime's refusal in our words."""
     reason = " ".join(str(error).split())[:200]
@@ -58,18 +65,26 @@ class LateSession:
     """Stands for a session that a thread is opening; every other attribute waits for it."""
 
     def __init__(self, path: Path, options: ort.SessionOptions | None, providers: Sequence[str]) -> None:
-        """Read the graph without packing, then begin to pack."""
+        """Read the graph without packing."""
         unpacked = ort.SessionOptions()
         unpacked.add_session_config_entry("session.disable_prepacking", "1")
+        unpacked.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         unpacked.log_severity_level = 3
         seen = ort.InferenceSession(str(path), unpacked, providers=list(providers))
         self._inputs, self._outputs, self._providers = (
             seen.get_inputs(), seen.get_outputs(), seen.get_providers()
         )  # fmt: skip
         self._opened: Future[Any] = Future()
-        threading.Thread(
+        self._thread = threading.Thread(
             target=self._open, args=(path, options, list(providers)), name=f"opening {path.name}", daemon=True
-        ).start()
+        )
+        self._starting = threading.Lock()
+
+    def start_packing(self) -> None:
+        """Begin, where nobody has yet."""
+        with self._starting:
+            if self._thread.ident is None:
+                self._thread.start()
 
     def _open(self, path: Path, options: ort.SessionOptions | None, providers: list[str]) -> None:
         try:
@@ -94,4 +109,5 @@ class LateSession:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
+        self.start_packing()
         return getattr(self._opened.result(), name)

@@ -33,7 +33,7 @@ from rexthinker_edge.runtime.image import Source, read_picture
 from rexthinker_edge.runtime.kept_rows import STORAGES
 from rexthinker_edge.runtime.kept_scene import restore_scene
 from rexthinker_edge.runtime.looking import Looker, Parts
-from rexthinker_edge.runtime.opening import REFUSALS, refusal
+from rexthinker_edge.runtime.opening import REFUSALS, refusal, start_packing
 from rexthinker_edge.runtime.prefix_tree import PrefixTree
 from rexthinker_edge.runtime.qwen_pixels import PixelLimits
 from rexthinker_edge.runtime.result import BundleInfo
@@ -175,7 +175,6 @@ def open_parts(opened: Bundle, options: ort.SessionOptions, device: str = "cpu")
     """
     manifest = opened.manifest
     _check_graphs(opened)
-    tokenizer = _tokenizer(opened)
     embeddings = Embeddings(opened.file(bundles.EMBEDDINGS), manifest.decoder)
 
     def engine(graph: str) -> Any:
@@ -200,10 +199,14 @@ def open_parts(opened: Bundle, options: ort.SessionOptions, device: str = "cpu")
 
     with ThreadPoolExecutor(3) as pool:
         opening = pool.submit(decoder), pool.submit(vision), pool.submit(detector)
+        tokenizer = _tokenizer(opened)
         info = BundleInfo(manifest.name, opened.digest)
         drafting = Drafting(draft_table(opened))
         language = Language(tokenizer, opening[0].result(), manifest.prompt, manifest.tokens, info, drafting)
-        return Parts(opening[2].result(), opening[1].result(), language)
+        parts = Parts(opening[2].result(), opening[1].result(), language)
+    for session in (parts.vision.session, parts.language.decoder.session):
+        start_packing(session)  # only now: it would take the cores from what must be there at once
+    return parts
 
 
 def _check_graphs(opened: Bundle) -> None:
