@@ -138,8 +138,8 @@ def test_a_prefix_hit_equals_a_cold_run_in_any_order(thinker: rex.Thinker) -> No
     raise AssertionError(f"only {scenes} scenes have four expressions")
 
 
-def test_a_second_expression_reuses_nine_tenths_of_its_prompt(thinker: rex.Thinker) -> None:
-    shares = []
+def test_a_second_expression_reuses_nine_tenths_of_its_prompt() -> None:
+    thinker, shares = rex.load(threads=1), []  # one that has kept nothing yet
     for item in evaluation_items()[::5]:
         scene = thinker.look(render(item.scene), item.category, boxes=true_boxes(item))
         first = scene.refer("the red one", max_new_tokens=1).tokens
