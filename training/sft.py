@@ -113,7 +113,7 @@ def _draw(sampler: Sampler, stage: Stage, first: int, pad_id: int) -> list[Batch
             samples[k : k + stage.scenes],
             sampler.system_ids,
             pad_id,
-            sampler.letters(stage.letters, first + k),
+            sampler.pictures(stage.pictures, first + k),
         )
         for k in range(0, len(samples), stage.scenes)
     ]

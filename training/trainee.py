@@ -22,7 +22,16 @@ from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
 from rexthinker_edge.runtime.tokens import TextTokenizer
 from rexthinker_edge.training.looks import HEADS, Kind
 from rexthinker_edge.training.vlm_config import Shape
-from rexthinker_edge.training.vlm_data import CELL_BINS, FIELDS, IGNORE, Batch, Letters, Turns, cell_fields
+from rexthinker_edge.training.vlm_data import (
+    CELL_BINS,
+    FIELDS,
+    IGNORE,
+    OWN_FIELDS,
+    Batch,
+    Pictures,
+    Turns,
+    cell_fields,
+)
 
 CELL_LAYER = 2
 SPAN_PX = 100.0  # unit of places and sizes that hidden states are asked for
@@ -46,7 +55,12 @@ class Probes(nn.Module):
         self.recalled = nn.Linear(shape.hidden, 3)
 
     def fields(self, head: nn.Linear, hidden: Tensor, labels: Tensor) -> tuple[Tensor, list[float]]:
-        """Mean cross-entropy over FIELDS and the accuracy of each; hidden (N, H), labels (N, fields)."""
+        """A fifth of the summed cross-entropy over FIELDS, and each one's accuracy.
+
+        Args:
+            hidden: (N, H).
+            labels: (N, fields), IGNORE where unknown.
+        """
         loss, right = hidden.new_zeros(()), []
         for logits, label in zip(head(hidden).split(self.sizes, dim=1), labels.T, strict=True):
             known = label != IGNORE
@@ -55,7 +69,7 @@ class Probes(nn.Module):
                 right.append(float((logits.argmax(1) == label)[known].float().mean()))
             else:
                 right.append(math.nan)
-        return loss / len(self.sizes), right
+        return loss / OWN_FIELDS, right
 
     def places(self, hidden: Tensor, cells: Tensor) -> Tensor:
         """Cross-entropy of row and column; one head, so that pictures and boxes name a place alike."""
@@ -112,8 +126,8 @@ class Trainee(nn.Module):
         figures: dict[str, float] = {}
         extents = _extents(batch)
         probed = self._probe(batch, image_pad, extents, figures) if auxiliary else torch.zeros(())
-        if batch.letters is not None:
-            probed = probed + self._read_letters(batch.letters, figures)
+        if batch.pictures is not None:
+            probed = probed + self._look_at(batch.pictures, figures)
         answered = [self._turn_logits(cache, turns, extents) for turns in batch.turns]
         logits, targets, named, looked, kinds, recalled = (
             torch.cat(parts) for parts in zip(*answered, strict=True)
@@ -125,16 +139,20 @@ class Trainee(nn.Module):
         attended = (looked * weights).sum() / weights.sum()
         return loss + auxiliary * (probed + named.mean() + 2 * attended + recalled.mean()), figures
 
-    def _read_letters(self, letters: Letters, figures: dict[str, float]) -> Tensor:
-        """The loss of the vision tower's probe on crowded letters."""
-        seen = self.model.model.visual(letters.patches, grid_thw=letters.grids).pooler_output
-        loss, _ = self.probes.fields(self.probes.seen, seen, letters.fields)
-        field = list(FIELDS).index("letter")
-        label = letters.fields[:, field]
-        lettered = (label != IGNORE) & (label < self.probes.sizes[field] - 1)
-        logits = self.probes.seen(seen[lettered]).split(self.probes.sizes, dim=1)[field]
-        figures["letters"] = (logits.argmax(1) == label[lettered]).float().mean().item()
-        return loss + 2 * cross_entropy(logits, label[lettered])
+    def _look_at(self, pictures: Pictures, figures: dict[str, float]) -> Tensor:
+        """The loss of the vision tower's probe, letters and contacts once more by themselves."""
+        seen = self.model.model.visual(pictures.patches, grid_thw=pictures.grids).pooler_output
+        loss, _ = self.probes.fields(self.probes.seen, seen, pictures.fields)
+        logits = self.probes.seen(seen).split(self.probes.sizes, dim=1)
+        for number, field in enumerate(FIELDS):
+            label, nothing = pictures.fields[:, number], self.probes.sizes[number] - 1
+            told = (label != IGNORE) & (label < nothing)
+            if field == "relation":
+                told &= label > 0  # what stands alone is the rule
+            if field == "letter" or number >= OWN_FIELDS:
+                loss = loss + 2 * cross_entropy(logits[number][told], label[told])
+                figures[f"seen_{field}"] = (logits[number].argmax(1) == label)[told].float().mean().item()
+        return loss
 
     def _turn_logits(self, cache: DynamicCache, turns: Turns, extents: Tensor) -> tuple[Tensor, ...]:
         """Logits and targets of the answers' tokens; losses of candidate numbers, looks and recalled boxes.

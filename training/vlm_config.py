@@ -89,7 +89,8 @@ class Stage:
         expressions: traces a picture, and one turn of dense labels of its candidates; all share its prefix.
         describe: share of pictures that come with dense labels of everything, and no traces.
         full: share of pictures of the level `full`.
-        letters: pictures of crowded letters a step, for the vision tower alone.
+        pictures: pictures of crowded letters, and as many of things in contact, a step for the vision tower
+            alone; they cost a fifteenth of a picture with traces.
         auxiliary: weight of the auxiliary losses on picture and hint tokens.
         learning_rate: at the start of the stage; `final_rate` at its end, linear between.
     """
@@ -100,7 +101,7 @@ class Stage:
     expressions: int
     describe: float
     full: float
-    letters: int
+    pictures: int
     auxiliary: float
     learning_rate: float
     final_rate: float

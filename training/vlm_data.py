@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rexthinker_edge.calibration.workbench import items as workbench
 from rexthinker_edge.calibration.workbench import layout, render
+from rexthinker_edge.calibration.workbench.predicates import relations_of
 from rexthinker_edge.calibration.workbench.traces import write_trace
 from rexthinker_edge.calibration.workbench.world import CATEGORIES, COLORS, LETTERS, PATTERNS, Level, Scene
 from rexthinker_edge.runtime import prompt
@@ -40,7 +41,11 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "pattern": PATTERNS,
     "size": ("small", "large"),
     "letter": tuple(LETTERS),
+    "relation": ("alone", "touching", "inside", "on top of", "has inside", "has on top"),
+    "partner_color": COLORS,
+    "partner_category": CATEGORIES,
 }
+OWN_FIELDS = 5  # the first ones are the thing's own, the others tell what it stands in contact with
 CELL_PX = 28  # side of a picture token, in resized pixels
 CELL_BINS = 32
 FIRST_EVALUATION_SEED = 1_000_000
@@ -93,7 +98,7 @@ class Turns:
 
 
 @dataclass(frozen=True)
-class Letters:
+class Pictures:
     """Pictures for the vision tower alone: patches, grids, and FIELDS of every picture token."""
 
     patches: Tensor
@@ -113,7 +118,7 @@ class Batch:
     grids: Tensor  # (B, 3)
     turns: tuple[Turns, ...]
     samples: tuple[Sample, ...]
-    letters: Letters | None
+    pictures: Pictures | None
 
 
 class Sampler:
@@ -154,21 +159,29 @@ class Sampler:
             self.tokenizer.encode_parts(parts), turns, vision, (scene, category, candidates), boxes
         )
 
-    def letters(self, count: int, first: int) -> Letters | None:
-        """Pictures `first` to `first + count` of crowded letters; None for no pictures."""
+    def pictures(self, count: int, first: int) -> Pictures | None:
+        """`count` pictures of crowded letters and as many of things in contact; None for no pictures."""
         if not count:
             return None
         scenes = [letter_scene(self._seed, first + k) for k in range(count)]
+        scenes += [self._related_scene(first + k) for k in range(count)]
         visions = [qwen_pixels(render.render(scene), self._limits) for scene in scenes]
         fields = [
             cell_fields(_thing_fields(s), _things_under_cells(s, v))
             for s, v in zip(scenes, visions, strict=True)
         ]
-        return Letters(
+        for crowded in fields[:count]:  # its things stand so close that contact is a matter of opinion
+            crowded[:, OWN_FIELDS:] = IGNORE
+        return Pictures(
             torch.from_numpy(np.concatenate([v.patches for v in visions])),
             torch.tensor([v.grid_thw for v in visions]),
             torch.cat(fields),
         )
+
+    def _related_scene(self, index: int) -> Scene:
+        """The first of 64 scenes, of a seed that has no traces, in which things touch or hold others."""
+        scenes = (layout.make_scene(Level.FULL, self._seed + 1, index * 64 + k) for k in range(64))
+        return next(scene for scene in scenes if scene.relations)
 
     @staticmethod
     def _dense_turns(
@@ -192,9 +205,12 @@ class Sampler:
     def _subject(
         self, level: Level, describe: bool, count: int, rng: np.random.Generator, index: int
     ) -> tuple[Scene, str, tuple[int, ...], list[workbench.Item]]:
-        """The first of 64 scenes that has something to ask about."""
+        """The first of 64 scenes that has something to ask about; half of `full` ones show contact."""
+        related = level is Level.FULL and bool(rng.random() < 0.5)
         for attempt in range(64):
             scene = layout.make_scene(level, self._seed, index * 64 + attempt)
+            if related and not scene.relations:
+                continue
             if describe:
                 category = workbench.EVERYTHING
                 return scene, category, workbench.shuffled_candidates(scene, category, rng), []
@@ -290,16 +306,28 @@ def _things_under_cells(scene: Scene, vision: VisionInput) -> NDArray[np.int64]:
 
 def _thing_fields(scene: Scene) -> NDArray[np.int64]:
     rows = []
-    for thing in scene.things:
-        values = (getattr(thing, field) for field in FIELDS)
-        rows.append(
-            [IGNORE if v is None else FIELDS[f].index(v) for f, v in zip(FIELDS, values, strict=True)]
-        )
+    for index, thing in enumerate(scene.things):
+        own = {name: getattr(thing, name) for name in list(FIELDS)[:OWN_FIELDS]}
+        told = own | _contact(scene, index)
+        rows.append([IGNORE if v is None else FIELDS[name].index(v) for name, v in told.items()])
     return np.array(rows, np.int64).reshape(-1, len(FIELDS))
 
 
+def _contact(scene: Scene, index: int) -> dict[str, str | None]:
+    """What a thing touches, holds or lies in; the world ties each thing to one other at most."""
+    for kind, other, inverse in relations_of(scene, index):
+        relation = f"has {kind.value.removesuffix(' of')}" if inverse else kind.value
+        partner = scene.things[other]
+        return dict(zip(list(FIELDS)[OWN_FIELDS:], (relation, partner.color, partner.category), strict=True))
+    return dict(zip(list(FIELDS)[OWN_FIELDS:], ("alone", None, None), strict=True))
+
+
 def collate(
-    samples: list[Sample], system_ids: list[int], pad_id: int, letters: Letters | None = None, group: int = 16
+    samples: list[Sample],
+    system_ids: list[int],
+    pad_id: int,
+    pictures: Pictures | None = None,
+    group: int = 16,
 ) -> Batch:
     """Pad prefixes to one length, and turns, sorted by length, to one length per `group`."""
     system, longest = len(system_ids), max(len(s.ids) for s in samples)
@@ -322,7 +350,7 @@ def collate(
         grids=torch.tensor([s.vision.grid_thw for s in samples]),
         turns=tuple(groups),
         samples=tuple(samples),
-        letters=letters,
+        pictures=pictures,
     )
 
 

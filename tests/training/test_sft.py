@@ -21,7 +21,7 @@ from rexthinker_edge.training.vlm_data import IGNORE, Sampler, collate
 
 SHAPE = Shape(hidden=192, layers=6, heads=6, kv_heads=2, feed_forward=96, vision_depth=2, vision_hidden=64,
               vision_heads=2, vision_feed_forward=96, vision_full_attention=(1,))  # fmt: skip
-STAGE = Stage("test", steps=4, scenes=2, expressions=2, describe=0.0, full=0.5, letters=1,
+STAGE = Stage("test", steps=4, scenes=2, expressions=2, describe=0.0, full=0.5, pictures=1,
               auxiliary=1.0, learning_rate=1e-3, final_rate=0.0)  # fmt: skip
 LIMITS = PixelLimits(min_pixels=16 * 784, max_pixels=36 * 784)
 
