@@ -126,10 +126,17 @@ def _vision_layer(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def write_language(out: Path, shape: str, sparse: bool = False, shard_bytes: int = SHARD_BYTES) -> int:
-    """Write a Qwen2.5-VL checkpoint of `shape` into the directory `out`; returns its bytes of weights."""
+def write_language(
+    out: Path, shape: str, sparse: bool = False, shard_bytes: int = SHARD_BYTES,
+    changes: Mapping[str, Any] | None = None,
+) -> int:  # fmt: skip
+    """Write a Qwen2.5-VL checkpoint of `shape` into the directory `out`; returns its bytes of weights.
+
+    Args:
+        changes: keys of the configuration that differ from the published ones.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    values = published_config(shape)
+    values = published_config(shape) | dict(changes or {})
     (out / "config.json").write_text(json.dumps(values, indent=2), "utf-8")
     (out / "generation_config.json").write_text('{"eos_token_id": [151645, 151643]}', "utf-8")
     shapes = tensor_shapes(parse_config(values))
@@ -198,8 +205,12 @@ def _values(name: str, shape: tuple[int, ...], block: NDArray[np.float32]) -> It
         left -= min(left, len(piece))
 
 
-def write_detector_checkpoint(out: Path) -> int:
-    """Save a random Grounding DINO Swin-T in bf16, transformers' own form; returns its parameters."""
+def write_detector_checkpoint(out: Path, noise: float = 0.01) -> int:
+    """Save a random Grounding DINO Swin-T in bf16, transformers' own form; returns its parameters.
+
+    Args:
+        noise: standard deviation of what is added to the values that transformers begins with.
+    """
     import torch  # noqa: PLC0415
     from transformers import (  # noqa: PLC0415
         BertConfig,
@@ -218,7 +229,7 @@ def write_detector_checkpoint(out: Path) -> int:
     model = GroundingDinoForObjectDetection(config)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.01 * torch.randn_like(parameter))
+            parameter.add_(noise * torch.randn_like(parameter))
     model.save_pretrained(out, state_dict={n: t.bfloat16() for n, t in model.state_dict().items()})
     pixels = {
         "size": {"shortest_edge": 800, "longest_edge": 1333}, "image_mean": [0.485, 0.456, 0.406],

@@ -1,61 +1,33 @@
-"""Where the time of an expression goes, and what the kept prefix saves.
+"""How fast a bundle answers here: stage by stage, first and second expression, several together.
 
-Layout    `measure` asks workbench pictures two expressions each: the first pays for the picture, the second
-          for itself. Stages are medians over pictures; a token is a pass of an answer without drafts.
-Contract  Times are wall clock around the public calls; nothing is left out: `total` is what a caller waits.
-          The report is schema `rexthinker-edge/bench/1`; its cold load is the process's first, with the page
-          cache left as it is.
-Elsewhere accuracy: accuracy.py; the command: package/commands/bench.py.
+Layout    Each picture: detector alone, vision tower alone; then `look` and the first expression, as a caller
+          waits for them; the second expression, with drafting and again without; and on some pictures k
+          expressions together, each time on a scene that has answered nothing.
+Contract  Times are wall clock around the calls. The first picture only warms up. Nothing is asked with a
+          draft that has seen its own answer. Drafted answers must be those without drafts, answers given
+          together those given alone, token for token: `identical` says whether they were.
+Elsewhere the questions: bench_questions.py; ceilings: ceilings.py, work.py; the report: bench.py.
+Source    docs/benchmarks.md
 """
 
-import os
-import platform
-import resource
-import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from importlib import metadata
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rexthinker_edge.calibration.workbench.items import make_items_for_scene
-from rexthinker_edge.calibration.workbench.layout import make_scene
-from rexthinker_edge.calibration.workbench.render import render
-from rexthinker_edge.calibration.workbench.world import Level
+from rexthinker_edge.benchmarks.bench_questions import Question, padded_boxes
+from rexthinker_edge.runtime.boxes import Boxes
 from rexthinker_edge.runtime.generate import now_ms
-from rexthinker_edge.runtime.result import ResultEvent, TextEvent
+from rexthinker_edge.runtime.qwen_pixels import PixelLimits, VisionInput, qwen_pixels
+from rexthinker_edge.runtime.result import Result, ResultEvent, TextEvent
 from rexthinker_edge.runtime.scene import Scene
-from rexthinker_edge.runtime.thinker import Thinker, load
+from rexthinker_edge.runtime.thinker import Thinker
 
-SCHEMA = "rexthinker-edge/bench/1"
-SEED = 2_000_000
-
-
-@dataclass(frozen=True)
-class Question:
-    """One picture and two expressions about one category."""
-
-    pixels_HWC: NDArray[np.uint8]
-    category: str
-    first: str
-    second: str
-
-
-def questions(count: int, level: Level = Level.EASY) -> list[Question]:
-    """The first `count` pictures of the benchmark's seed that carry two expressions."""
-    found: list[Question] = []
-    index = 0
-    while len(found) < count:
-        scene = make_scene(level, SEED, index)
-        items = make_items_for_scene(scene, np.random.default_rng([SEED, index]), 2)
-        if len(items) == 2:
-            spoken = [item.question.expression for item in items]
-            found.append(Question(render(scene), items[0].category, *spoken))
-        index += 1
-    return found
+TOGETHER = (1, 2, 4, 8)
+TOGETHER_PICTURES = 5
+MOST_CANDIDATES = 20  # a detector that proposes more has not understood the category
 
 
 @dataclass(frozen=True)
@@ -64,122 +36,178 @@ class Asked:
 
     ttft_ms: float
     total_ms: float
-    pass_ms: float
-    reused: int
-    prompt: int
-    generated: int
-    passes: int
-    token_ids: tuple[int, ...]
-    stages: dict[str, float]
+    result: Result
+
+    @property
+    def pass_ms(self) -> float:
+        """One pass of the decoder; the first token came out of the prompt's."""
+        return self.result.ms.generate / max(self.result.tokens.passes - 1, 1)
 
 
-def _ask(scene: Scene, expression: str, began: float, drafting: bool | None = None) -> Asked | None:
-    """Answer one expression; None when there was nothing to generate from."""
-    first = None
-    for event in scene.stream(expression, drafting=drafting):
-        if isinstance(event, TextEvent) and first is None:
-            first = now_ms() - began
-        if isinstance(event, ResultEvent):
-            result = event.result
-    if first is None or not result.tokens.passes:
-        return None
-    return Asked(
-        ttft_ms=first,
-        total_ms=now_ms() - began,
-        pass_ms=result.ms.generate / result.tokens.passes,
-        reused=result.tokens.reused,
-        prompt=result.tokens.prompt,
-        generated=result.tokens.generated,
-        passes=result.tokens.passes,
-        token_ids=tuple(result.token_ids),
-        stages={name: getattr(result.ms, name) for name in ("image", "detect", "vision", "prefill")},
+@dataclass(frozen=True)
+class Group:
+    """k expressions answered together."""
+
+    ms: float
+    results: list[Result]
+
+
+@dataclass
+class Measured:
+    """Everything that was seen, a value a picture."""
+
+    detect_ms: list[float] = field(default_factory=list)
+    vision_ms: list[float] = field(default_factory=list)
+    first: list[Asked] = field(default_factory=list)
+    second: list[Asked] = field(default_factory=list)
+    plain: list[Asked] = field(default_factory=list)  # the second expression without drafting
+    together: dict[int, list[Group]] = field(default_factory=dict)
+    alone: list[list[Result]] = field(default_factory=list)  # one by one, what was asked together
+    given_boxes: int = 0  # pictures whose candidates did not come from the detector
+    expressions: int = 0
+
+    @property
+    def drafting_identical(self) -> bool:
+        """Whether drafts changed no token."""
+        pairs = zip(self.second, self.plain, strict=True)
+        return all(same_answer(a.result, b.result) for a, b in pairs)
+
+    @property
+    def together_identical(self) -> bool:
+        """Whether every answer given together is the one given alone."""
+        return bool(self.alone) and all(
+            len(group.results) == count
+            and all(same_answer(*pair) for pair in zip(group.results, alone[:count], strict=True))
+            for count, groups in self.together.items()
+            for group, alone in zip(groups, self.alone, strict=True)
+        )
+
+    @property
+    def statuses(self) -> dict[str, int]:
+        """How often each status came, over all answers that were timed."""
+        seen = [asked.result for asked in (*self.first, *self.second)]
+        seen += [result for groups in self.together.values() for group in groups for result in group.results]
+        return dict(sorted(Counter(result.status.value for result in seen).items()))
+
+
+def same_answer(one: Result, other: Result) -> bool:
+    """Whether two results are the same real answer to the same expression, token for token."""
+    return (
+        one.expression == other.expression
+        and len(one.token_ids) > 0
+        and one.token_ids == other.token_ids
+        and one.status is other.status
+        and one.boxes == other.boxes
     )
 
 
-def measure(thinker: Thinker, asked: Sequence[Question], told: Callable[[int], None]) -> dict[str, Any]:
-    """Stages, first and second expression over all questions; the first picture only warms up.
+@dataclass(frozen=True)
+class Bench:
+    """A loaded bundle under measurement.
 
-    The second expression is asked once more without drafting, which must give the same tokens.
+    Attributes:
+        tokens: most tokens of an answer; None: the bundle's own limit.
+        bring_boxes: never ask the detector for candidates, it has no meaning.
     """
-    firsts, seconds, plains = list[Asked](), list[Asked](), list[Asked]()
-    for number, question in enumerate(asked):
+
+    thinker: Thinker
+    limits: PixelLimits
+    tokens: int | None = None
+    bring_boxes: bool = False
+
+    def run(self, asked: Sequence[Question], told: Callable[[int], None]) -> Measured:
+        """Ask every question; the first one only warms up. `told` hears how many are done."""
+        self._picture(asked[0], Measured(), together=True)
+        told(1)
+        seen = Measured()
+        for number, question in enumerate(asked[1:]):
+            self._picture(question, seen, together=number < TOGETHER_PICTURES)
+            told(number + 2)
+        return seen
+
+    def vision_input(self, question: Question) -> VisionInput:
+        """The picture as the vision tower takes it."""
+        return qwen_pixels(question.pixels_HWC, self.limits)
+
+    def _picture(self, question: Question, seen: Measured, together: bool) -> None:
+        parts = self.thinker._parts
         began = now_ms()
-        scene = thinker.look(question.pixels_HWC, question.category)
-        first = _ask(scene, question.first, began)
-        second = _ask(scene, question.second, now_ms())
-        plain = _ask(scene, question.second, now_ms(), drafting=False)
-        if first and second and plain and number:
-            firsts.append(first)
-            seconds.append(second)
-            plains.append(plain)
-        told(number + 1)
-    assert firsts, "no picture of the benchmark had candidates"
-    stages = {name: _spread([a.stages[name] for a in firsts]) for name in firsts[0].stages}
-    stages["token"] = _spread([a.pass_ms for a in plains])
-    return {
-        "pictures": len(firsts),
-        "stages": stages,
-        "tokens_per_second": 1000 / stages["token"]["p50_ms"],
-        "drafting": {
-            "off_ms": _medians(plains)["total_ms"],
-            "on_ms": _medians(seconds)["total_ms"],
-            "tokens_per_pass": sum(a.generated for a in seconds) / sum(a.passes for a in seconds),
-            "identical": all(a.token_ids == b.token_ids for a, b in zip(seconds, plains, strict=True)),
-        },
-        "first": _medians(firsts),
-        "second": _medians(seconds)
-        | {
-            "reused": int(np.median([a.reused for a in seconds])),
-            "prompt": int(np.median([a.prompt for a in seconds])),
-        },
-    }
+        found, _ = parts.detector.detect(question.pixels_HWC, question.category)
+        detect_ms = now_ms() - began
+        pixels = self.vision_input(question)
+        began = now_ms()
+        parts.vision.encode(pixels)
+        seen.vision_ms.append(now_ms() - began)
+        seen.detect_ms.append(detect_ms)
+        given = self._given(question, len(found))
+        first_spoken, second_spoken = question.expressions[:2]
+        began = now_ms()
+        scene = self.thinker.look(question.pixels_HWC, question.category, boxes=given)
+        waited = 0.0 if given is None else detect_ms
+        seen.given_boxes += given is not None
+        seen.first.append(self._ask(scene, first_spoken, began - waited))
+        seen.second.append(self._ask(scene, second_spoken, now_ms()))
+        seen.plain.append(self._ask(scene, second_spoken, now_ms(), drafting=False))
+        seen.expressions += 3
+        if together:
+            self._together(question, scene, seen)
+
+    def _given(self, question: Question, found: int) -> Boxes | None:
+        """Candidates to bring; None where the detector's own serve."""
+        height, width = question.pixels_HWC.shape[:2]
+        if self.bring_boxes:
+            return padded_boxes(question.boxes, (width, height))
+        return None if 1 <= found <= MOST_CANDIDATES else question.boxes
+
+    def _ask(self, scene: Scene, expression: str, began: float, drafting: bool | None = None) -> Asked:
+        """Answer one expression; the first token counts when its text, or the end, is there."""
+        first = None
+        for event in scene.stream(expression, self.tokens, drafting=drafting):
+            if isinstance(event, (TextEvent, ResultEvent)) and first is None:
+                first = now_ms() - began
+            if isinstance(event, ResultEvent):
+                result = event.result
+        assert first is not None, "a stream ends with its result"
+        assert result.tokens.passes > 0, "the scene has candidates"
+        return Asked(first, now_ms() - began, result)
+
+    def _together(self, question: Question, scene: Scene, seen: Measured) -> None:
+        boxes = [candidate.box for candidate in scene.candidates]
+        for count in TOGETHER:
+            fresh = self.thinker.look(question.pixels_HWC, question.category, boxes=boxes)
+            began = now_ms()
+            results = fresh.refer_many(question.expressions[:count], self.tokens)
+            seen.together.setdefault(count, []).append(Group(now_ms() - began, results))
+        spoken = question.expressions[: max(TOGETHER)]
+        seen.alone.append([scene.refer(words, self.tokens) for words in spoken])
+        seen.expressions += sum(TOGETHER) + len(spoken)
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and 95th percentile."""
     return {"p50_ms": float(np.percentile(values, 50)), "p95_ms": float(np.percentile(values, 95))}
 
 
-def _medians(asked: Sequence[Asked]) -> dict[str, float]:
-    return {name: float(np.median([getattr(a, name) for a in asked])) for name in ("ttft_ms", "total_ms")}
+def median(values: Sequence[float]) -> float:
+    """The middle one."""
+    return float(np.median(values))
 
 
-def bench(path: Path | None, threads: int | None, count: int, told: Callable[[int], None]) -> dict[str, Any]:
-    """Load a bundle twice, ask it `count` pictures (one more to warm up), and report."""
-    loads = []
-    for _ in range(2):
-        began = now_ms()
-        thinker = load(path, threads=threads)
-        loads.append(now_ms() - began)
-    described = thinker.describe()
-    report = measure(thinker, questions(count + 1), told)
+def times(asked: Sequence[Asked]) -> dict[str, float]:
+    """Medians of the first token and of the whole."""
+    return {name: median([getattr(one, name) for one in asked]) for name in ("ttft_ms", "total_ms")}
+
+
+def tokens_per_pass(asked: Sequence[Asked]) -> float:
+    """Over all answers."""
+    return sum(one.result.tokens.generated for one in asked) / sum(one.result.tokens.passes for one in asked)
+
+
+def stage_times(seen: Measured) -> dict[str, dict[str, Any]]:
+    """What each stage took; a token is a pass of an answer without drafts."""
     return {
-        "schema": SCHEMA,
-        "machine": {
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "threads": described["threads"],
-            "python": platform.python_version(),
-            "onnxruntime": described["onnxruntime"],
-            "rexthinker_edge": metadata.version("rexthinker-edge"),
-        },
-        "bundle": {name: described["bundle"][name] for name in ("name", "digest")},
-        **report,
-        "load": {"cold_ms": loads[0], "warm_ms": loads[1]},
-        "peak_bytes": _peak_bytes(),
+        "detect": spread(seen.detect_ms),
+        "vision": spread(seen.vision_ms),
+        "prefill": spread([one.result.ms.prefill for one in seen.first]),
+        "token": spread([one.pass_ms for one in seen.plain]),
     }
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
-            if line.startswith(("model name", "Model")):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _peak_bytes() -> int:
-    """Most memory this process ever held resident; Linux counts kibibytes, macOS bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
