@@ -3,7 +3,8 @@
 What      Whether ONNX Runtime here has the operators a bundle needs, and whether they compute what the
           models were built on: a wheel too old lacks one, a faulty build gets one wrong.
 Contract  Inputs are the same in every run. A check passes within the tolerance written beside it.
-Elsewhere definitions and lowerings: kernels/; whole models: the golden self-test; both run by `doctor`.
+Elsewhere definitions and lowerings: kernels/; those of the detector: detector_kernel_checks.py; whole models:
+          the golden self-test; all run by `doctor`.
 """
 
 from collections.abc import Callable, Sequence
@@ -76,12 +77,13 @@ def kernels() -> list[Kernel]:
     ]  # fmt: skip
 
 
-def _normal(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:
+def normal(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:
+    """Normal numbers in float32."""
     return rng.normal(size=shape).astype(np.float32)
 
 
 def _linear(rng: np.random.Generator) -> Kernel:
-    x, weight, bias = _normal(rng, 5, 64), _normal(rng, 32, 64), _normal(rng, 32)
+    x, weight, bias = normal(rng, 5, 64), normal(rng, 32, 64), normal(rng, 32)
     return Kernel(
         "FusedMatMul", SINGLE, lambda g, n: lower_linear(g, n["x"], g.constant(weight), g.constant(bias)),
         {"x": x}, linear(x, weight, bias),
@@ -96,7 +98,7 @@ def _matmul_nbits(rng: np.random.Generator, bits: int, level: int) -> Kernel:
         zero_points=rng.integers(0, 2**bits, (rows, columns // block)).astype(np.uint8),
         bits=bits, block=block, columns=columns,
     )  # fmt: skip
-    x = _normal(rng, 3, columns)
+    x = normal(rng, 3, columns)
 
     def build(graph: TinyGraph, names: dict[str, str]) -> str:
         codes, scales, zeros = (graph.constant(tensor) for tensor in packed_tensors(weight))
@@ -110,7 +112,7 @@ def _matmul_nbits(rng: np.random.Generator, bits: int, level: int) -> Kernel:
 
 
 def _rms(rng: np.random.Generator) -> Kernel:
-    x, weight = _normal(rng, 1, 7, 64), _normal(rng, 64)
+    x, weight = normal(rng, 1, 7, 64), normal(rng, 64)
     return Kernel(
         "SimplifiedLayerNormalization", SINGLE,
         lambda g, n: lower_rms_norm(g, n["x"], g.constant(weight), 1e-6),
@@ -119,7 +121,7 @@ def _rms(rng: np.random.Generator) -> Kernel:
 
 
 def _skip_rms(rng: np.random.Generator) -> Kernel:
-    x, skip, weight = _normal(rng, 1, 7, 64), _normal(rng, 1, 7, 64), _normal(rng, 64)
+    x, skip, weight = normal(rng, 1, 7, 64), normal(rng, 1, 7, 64), normal(rng, 64)
     return Kernel(
         "SkipSimplifiedLayerNormalization", SINGLE,
         lambda g, n: lower_skip_rms_norm(g, n["x"], n["skip"], g.constant(weight), 1e-6)[0],
@@ -129,7 +131,7 @@ def _skip_rms(rng: np.random.Generator) -> Kernel:
 
 def _mrope(rng: np.random.Generator) -> Kernel:
     count, heads, section = 6, 2, (4, 6, 6)
-    x = _normal(rng, count, heads, 2 * sum(section))
+    x = normal(rng, count, heads, 2 * sum(section))
     positions = rng.integers(0, 32, (3, count))
     cos, sin = rotary_table(1e6, 2 * sum(section), 64)
     return Kernel(
@@ -144,9 +146,9 @@ def _mrope(rng: np.random.Generator) -> Kernel:
 
 def _grouped(rng: np.random.Generator) -> Kernel:
     past, count, heads, kv_heads, width, capacity = 5, 3, 4, 2, 16, 12
-    query = _normal(rng, count, heads, width)
-    key, value = _normal(rng, count, kv_heads, width), _normal(rng, count, kv_heads, width)
-    keys, values = _normal(rng, kv_heads, capacity, width), _normal(rng, kv_heads, capacity, width)
+    query = normal(rng, count, heads, width)
+    key, value = normal(rng, count, kv_heads, width), normal(rng, count, kv_heads, width)
+    keys, values = normal(rng, kv_heads, capacity, width), normal(rng, kv_heads, capacity, width)
     expected = grouped_query_attention(query, key, value, keys.copy(), values.copy(), past)
     feeds: Arrays = {
         "query": query.reshape(1, count, -1), "key": key.reshape(1, count, -1),
@@ -166,7 +168,7 @@ def _grouped(rng: np.random.Generator) -> Kernel:
 
 def _full(rng: np.random.Generator) -> Kernel:
     count, heads, width = 11, 2, 16
-    q, k, v = (_normal(rng, count, heads, width) for _ in range(3))
+    q, k, v = (normal(rng, count, heads, width) for _ in range(3))
     feeds: Arrays = {"q": q.reshape(1, count, -1), "k": k.reshape(1, count, -1), "v": v.reshape(1, count, -1)}
     return Kernel(
         "MultiHeadAttention", SINGLE,
@@ -176,7 +178,7 @@ def _full(rng: np.random.Generator) -> Kernel:
 
 def _windows(rng: np.random.Generator) -> Kernel:
     count, heads, width = 7, 2, 16
-    q, k, v = (_normal(rng, count, heads, width) for _ in range(3))
+    q, k, v = (normal(rng, count, heads, width) for _ in range(3))
     rows, lengths = np.array([[0, 2, 4, 6], [1, 3, 5, 0]]), np.array([4, 3], np.int32)
     slots = np.array([0, 4, 1, 5, 2, 6, 3])
     feeds: Arrays = {
@@ -193,12 +195,12 @@ def _windows(rng: np.random.Generator) -> Kernel:
 
 
 def _gelu(rng: np.random.Generator) -> Kernel:
-    x = _normal(rng, 4, 32)
+    x = normal(rng, 4, 32)
     return Kernel("Gelu", SINGLE, lambda g, n: lower_gelu(g, n["x"]), {"x": x}, gelu(x))
 
 
 def _swiglu(rng: np.random.Generator) -> Kernel:
-    gate, up = _normal(rng, 4, 32), _normal(rng, 4, 32)
+    gate, up = normal(rng, 4, 32), normal(rng, 4, 32)
     return Kernel(
         "silu(gate) * up", SINGLE, lambda g, n: lower_swiglu(g, n["gate"], n["up"]),
         {"gate": gate, "up": up}, swiglu(gate, up),

@@ -61,6 +61,7 @@ def _directory(bundle: Path | None) -> Path:
 def kernel_checks() -> Iterator[Check]:
     """One real kernel of each kind, on the CPU."""
     try:
+        from rexthinker_edge.runtime.detector_kernel_checks import detector_kernels  # noqa: PLC0415
         from rexthinker_edge.runtime.kernel_checks import kernels, run_kernel  # noqa: PLC0415
     except ImportError as error:
         yield Check(
@@ -77,7 +78,7 @@ def kernel_checks() -> Iterator[Check]:
 
         return check
 
-    for kernel in kernels():
+    for kernel in (*kernels(), *detector_kernels()):
         yield attempt(f"kernel {kernel.name}", of(kernel), REINSTALL)
 
 
