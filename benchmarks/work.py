@@ -30,6 +30,7 @@ from rexthinker_edge.runtime.qwen_pixels import VisionInput
 from rexthinker_edge.runtime.vision import VisionTower
 
 Shape = Sequence[int]
+TABLES = ("Gather", "GatherElements", "MRotaryEmbedding")  # of whose constants rows are read, not all
 FLOAT_LEVEL = "0"  # MatMulNBits's accuracy level that multiplies in float32
 
 
@@ -98,14 +99,14 @@ def node_work(op: str, inputs: Sequence[Shape], output: Shape, weights: float, i
 def profile_work(events: Iterable[Mapping[str, Any]]) -> Work:
     """The sum over one run's nodes in ONNX Runtime's profile.
 
-    Gathers read rows of their tables, so the tables do not count.
+    Tables of which a node reads some rows do not count.
     """
     total = Work()
     for event in events:
         if event.get("cat") == "Node" and str(event["name"]).endswith("_kernel_time"):
             told = event["args"]
             inputs, outputs = _shapes(told["input_type_shape"]), _shapes(told["output_type_shape"])
-            weights = 0.0 if told["op_name"].startswith("Gather") else float(told["parameter_size"])
+            weights = 0.0 if told["op_name"] in TABLES else float(told["parameter_size"])
             if inputs and outputs:
                 total += node_work(told["op_name"], inputs, outputs[0], weights)
     return total
