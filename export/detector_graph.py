@@ -14,7 +14,8 @@ Source    docs/sources.md#detector
 
 import json
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -174,7 +175,7 @@ def _load(checkpoint_dir: Path) -> Any:
             f"{checkpoint_dir.name}: no .safetensors file, one is needed (pickles are not read). "
             "Convert the checkpoint with transformers' save_pretrained."
         )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _no_bar():
         warnings.simplefilter("ignore")  # transformers on head widths that are no power of two
         detector, told = GroundingDinoForObjectDetection.from_pretrained(
             checkpoint_dir,
@@ -196,6 +197,20 @@ def _load(checkpoint_dir: Path) -> Any:
             f"{checkpoint_dir.name}/config.json: Swin and BERT backbones are needed. Use another checkpoint."
         )
     return detector.eval()
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """Keep transformers' own progress bar off standard error: the export shows its own."""
+    from transformers.utils import logging  # noqa: PLC0415
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def write_both_precisions(checkpoint_dir: Path, out_path: Path) -> tuple[DetectorGeometry, list[str]]:
