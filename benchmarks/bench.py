@@ -97,7 +97,7 @@ def bench(plan: Plan, told: Told = lambda what, done, total: None) -> dict[str, 
     opened = open_bundle(plan.bundle or small_bundle())
     size, count = picture_size(plan, opened), picture_count(plan, opened)
     told("ceilings", 0, 1)
-    before = measure_ceilings(plan.threads, plan.ceiling_bytes, seconds=plan.ceiling_seconds)
+    before = device_ceilings(plan)
     told("pictures", 0, 1)
     asked = questions(count + 1, size)
     limits = pixel_limits(opened)
@@ -114,7 +114,7 @@ def bench(plan: Plan, told: Told = lambda what, done, total: None) -> dict[str, 
     chunk = thinker._parts.language.decoder.prefill_chunk
     work |= _decoder_works(decoder_work(opened), seen, chunk)
     told("ceilings again", 0, 1)
-    after = measure_ceilings(plan.threads, plan.ceiling_bytes, seconds=plan.ceiling_seconds)
+    after = device_ceilings(plan)
     ceilings = before.better(after)
     return {
         "schema": SCHEMA,
@@ -126,6 +126,20 @@ def bench(plan: Plan, told: Told = lambda what, done, total: None) -> dict[str, 
         "load": {"cold_ms": loads.cold_ms, "warm_ms": loads.warm_ms},
         "peak_bytes": peak,
     }
+
+
+def device_ceilings(plan: Plan) -> Ceilings:
+    """What the device that decodes can do at most; with TensorRT that is the CPU still.
+
+    Raises:
+        DeviceError: it is a GPU that cannot be had.
+    """
+    if plan.device.startswith("cuda"):
+        from rexthinker_edge.benchmarks.cuda_ceilings import measure_cuda_ceilings  # noqa: PLC0415
+        from rexthinker_edge.runtime.providers import read_device  # noqa: PLC0415
+
+        return measure_cuda_ceilings(read_device(plan.device))
+    return measure_ceilings(plan.threads, plan.ceiling_bytes, seconds=plan.ceiling_seconds)
 
 
 def picture_size(plan: Plan, opened: Bundle) -> Size:

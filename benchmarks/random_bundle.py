@@ -207,16 +207,18 @@ def fill(shape: str, place: Path, told: Told) -> Manifest:
     for name in borrowed:
         shutil.copyfile(small.file(name), place / name)
     total, done, known = sum(plan.bytes for plan in plans), 0, dict[str, FileEntry]()
+    told(0, total)
     numbers = Numbers(seed=0)
     for plan in plans:
         for name, spots in plan.files.items():
-            known[name] = _write(place / name, spots, numbers)
+            known[name] = _write(
+                place / name, spots, numbers, lambda more, before=done: told(before + more, total)
+            )
             done += known[name].bytes
-            told(done, total)
     return seal(place, _manifest(shape, plans, small.manifest), known)
 
 
-def _write(path: Path, spots: tuple[Spot, ...], numbers: "Numbers") -> FileEntry:
+def _write(path: Path, spots: tuple[Spot, ...], numbers: "Numbers", told: Callable[[int], None]) -> FileEntry:
     """One file of weights, hashed and flushed."""
     digest, place = hashlib.sha256(), 0
     with path.open("wb") as stream:
@@ -225,6 +227,7 @@ def _write(path: Path, spots: tuple[Spot, ...], numbers: "Numbers") -> FileEntry
                 digest.update(piece)
                 stream.write(piece)
             place = spot.offset + spot.bytes
+            told(place)
         assert stream.tell() == place, (path.name, stream.tell(), place)
     flush(path)
     return FileEntry(place, digest.hexdigest())

@@ -64,7 +64,7 @@ class Measured:
     together: dict[int, list[Group]] = field(default_factory=dict)
     alone: list[list[Result]] = field(default_factory=list)  # one by one, what was asked together
     given_boxes: int = 0  # pictures whose candidates did not come from the detector
-    expressions: int = 0
+    expressions: int = 0  # asked in all, those of the first picture too
 
     @property
     def drafting_identical(self) -> bool:
@@ -117,9 +117,10 @@ class Bench:
 
     def run(self, asked: Sequence[Question], told: Callable[[int], None]) -> Measured:
         """Ask every question; the first one only warms up. `told` hears how many are done."""
-        self._picture(asked[0], Measured(), together=True)
+        warm, seen = Measured(), Measured()
+        self._picture(asked[0], warm, together=True)
+        seen.expressions = warm.expressions
         told(1)
-        seen = Measured()
         for number, question in enumerate(asked[1:]):
             self._picture(question, seen, together=number < TOGETHER_PICTURES)
             told(number + 2)
