@@ -16,6 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from rexthinker_edge.benchmarks.distributions import (
+    answer_pairs,
+    coverage,
+    reliability,
+    tokens_per_pass,
+    verdict_pairs,
+)
 from rexthinker_edge.benchmarks.figures import is_right, judged_item, report
 from rexthinker_edge.benchmarks.humanref_metric import KEYS, is_rejection
 from rexthinker_edge.benchmarks.intervals import Figure, bootstrap, mcnemar, share
@@ -98,14 +105,20 @@ def _told(subject: Subjected) -> dict[str, Any]:
     whole = report(subject.items)
     generated = sum(item.tokens.get("generated", 0) for item in subject.items)
     spent = sum(item.ms.get("generate", 0.0) for item in subject.items)
+    sure = answer_pairs(subject.items)
     return {
         "name": subject.name,
         "identity": subject.identity,
         "details": subject.details,
         "items": len(subject.items),
+        "unasked": whole["unasked"],
         **{key: whole[key] for key in COPIED},
         "agreement": whole["agreement"],
+        "order": whole["order"],
         "tokens": whole["tokens"],
+        "tokens_per_pass": tokens_per_pass(subject.items),
+        "reliability": {"verdicts": reliability(verdict_pairs(subject.items)), "answers": reliability(sure)},
+        "coverage": coverage(sure),
         "ms": whole["ms"],
         "tokens_per_second": 1000 * generated / spent if spent else None,
         "peak_bytes": subject.peak_bytes,

@@ -59,6 +59,8 @@ class Item:
         answers: the record's answer boxes, in pixels of the original picture, as `boxes` is.
         status: None where the item could not be asked; `error` says why.
         verdicts: per candidate asked about.
+        confidence: of the answer, from 0 to 1; None where the subject tells none.
+        verdict_confidences: per candidate, None where a verdict has none; () where the subject tells none.
         top: (byte offset, tokens, k) in the file beside.
     """
 
@@ -84,6 +86,8 @@ class Item:
     forced: Forced | None = None
     top: tuple[int, int, int] | None = None
     error: str | None = None
+    confidence: float | None = None
+    verdict_confidences: tuple[float | None, ...] = ()
 
 
 Top = tuple[NDArray[np.int32], NDArray[np.float32]]

@@ -9,8 +9,9 @@ Contract  Greedy decoding, the same prompt words, pixels and reader of answers f
 Elsewhere a checkpoint through transformers: checkpoint_subject.py; asking a whole dataset: runs.py.
 """
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rexthinker_edge.calibration.records import Box
+from rexthinker_edge.runtime import bundle as bundles
 from rexthinker_edge.runtime import prompt
 from rexthinker_edge.runtime.answer import Status
 from rexthinker_edge.runtime.boxes import to_resized_px
+from rexthinker_edge.runtime.bundle import Bundle
 from rexthinker_edge.runtime.decoder import place_image
 from rexthinker_edge.runtime.errors import OptionError
 from rexthinker_edge.runtime.image import Source, read_picture
+from rexthinker_edge.runtime.model_sizes import bundle_sizes
 from rexthinker_edge.runtime.positions import mrope_positions, text_positions
 from rexthinker_edge.runtime.qwen_pixels import PixelLimits, qwen_pixels
 from rexthinker_edge.runtime.thinker import Thinker, load
+from rexthinker_edge.runtime.tiny_onnx import read_contents
 
 FORCE_CHUNK = 64  # tokens whose logits are held at once: 64 x 152,000 float32 are 39 MB
 DTYPES = ("fp32", "bf16")
@@ -55,6 +60,8 @@ class Reply:
     token_ids: tuple[int, ...]
     tokens: dict[str, int] = field(default_factory=dict)
     ms: dict[str, float] = field(default_factory=dict)
+    confidence: float | None = None
+    verdict_confidences: tuple[float | None, ...] = ()
 
 
 class Subject(ABC):
@@ -83,8 +90,13 @@ class BundleSubject(Subject):
         self.name = name or bundle["name"]
         self.identity = {"kind": "bundle", "name": bundle["name"], "digest": bundle["digest"]}
         self.details = {key: described[key] for key in ("quantisation", "device", "threads", "onnxruntime")}
-        files = thinker._bundle.manifest.files
-        self.details["bytes"] = sum(entry.bytes for entry in files.values())
+        manifest = thinker._bundle.manifest
+        self.details["bytes"] = sum(entry.bytes for entry in manifest.files.values())
+        self.details["decoder_bits"] = decoder_bits(thinker._bundle)
+        card = manifest.calibration
+        self.details["calibration"] = card and {
+            key: getattr(card, key) for key in ("source", "items", "seed", "tokens")
+        }
 
     def ask(self, question: Question) -> Reply:
         """Look and refer, as a caller does."""
@@ -100,6 +112,8 @@ class BundleSubject(Subject):
             token_ids=tuple(result.token_ids),
             tokens=told["tokens"],
             ms=told["ms"],
+            confidence=told.get("confidence"),
+            verdict_confidences=verdict_confidences(told),
         )
 
     def force(self, question: Question, token_ids: Sequence[int]) -> Iterator[NDArray[np.float32]]:
@@ -127,6 +141,30 @@ class BundleSubject(Subject):
             fed = list(token_ids[start : min(start + FORCE_CHUNK, len(token_ids) - 1)])
             where = text_positions(following + start, len(fed))
             yield decoder.run(decoder.embed(fed), where, cache, last_only=False)
+
+
+def decoder_bits(bundle: Bundle) -> float:
+    """Bits a weight of the decoder takes on disk, scales and zero points included; the rotary table is not.
+
+    A tied output layer that is kept as the token table lies in `embeddings.bin`.
+    """
+    files, held = bundle.manifest.files, read_contents(bundle.file(bundles.DECODER)).weights
+    stored = files[f"{bundles.DECODER}.data"].bytes
+    stored -= sum(4 * math.prod(shape) for name, shape in held.items() if name.startswith("rotary."))
+    if "model.embed_tokens.weight" in held:
+        stored += files[bundles.EMBEDDINGS].bytes
+    return 8 * stored / bundle_sizes(bundle).decoder.weights
+
+
+def verdict_confidences(told: Mapping[str, Any]) -> tuple[float | None, ...]:
+    """The confidence of each candidate's verdict, by index; () where a result tells none.
+
+    Args:
+        told: a result as JSON, `verdicts` [{candidate, verdict, confidence}] where it has any.
+    """
+    given = {entry["candidate"]: entry.get("confidence") for entry in told.get("verdicts") or ()}
+    found = tuple(given.get(index) for index in range(len(told["candidates"])))
+    return found if any(value is not None for value in found) else ()
 
 
 def open_subject(spec: str, threads: int | None = None, device: str = "cpu") -> Subject:

@@ -40,6 +40,7 @@ class Trial:
     boxes: str = "given"
     workers: int = 1
     threads: int | None = None
+    orders: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,11 @@ def hold(specs: Sequence[str], trial: Trial, folder: Path) -> tuple[list[Subject
     subjects, problems = list[Subjected](), dict[Problem, None]()
     for place, spec in enumerate(specs):
         path = folder / f"{place}.jsonl"
-        plan = Plan(boxes=trial.boxes, keep_top=KEPT if place == 0 and trial.boxes == "given" else 0)
+        plan = Plan(
+            boxes=trial.boxes,
+            orders=trial.orders,
+            keep_top=KEPT if place == 0 and trial.boxes == "given" else 0,
+        )
         leads = place > 0 and trial.boxes == "given"
         order = Order(spec, trial.dataset, trial.images, plan, folder / "0.jsonl" if leads else None)
         told = _in_process(order, trial, path)
@@ -99,9 +104,28 @@ def _hold_one(order: Order, trial: Trial, path: Path) -> Told:
         reference = Reference(order.reference) if order.reference else None
         crew = stack.enter_context(Crew(order, trial.workers)) if trial.workers > 1 else None
         meter = stack.enter_context(Meter(subject.name, len(trial.numbers)))
+        before = _asked(path)
         finished = run(subject, dataset, trial.numbers, path, order.plan, meter, reference, crew)
-        peak = None if crew else _peak_bytes()
+        peak = None if crew else _kept_peak(path, _asked(path) > before)
         return Told(subject.name, subject.identity, subject.details, peak, tuple(finished.problems))
+
+
+def _asked(path: Path) -> int:
+    """Lines of a run so far."""
+    if not path.is_file():
+        return 0
+    with path.open("rb") as stream:
+        return sum(1 for _ in stream)
+
+
+def _kept_peak(path: Path, asked: bool) -> int | None:
+    """The most memory of all processes that held this run; a process that asked nothing does not count."""
+    beside = path.with_name(path.name + ".peak")
+    known = int(beside.read_text("ascii")) if beside.is_file() else None
+    if asked:
+        known = max(known or 0, _peak_bytes())
+        beside.write_text(str(known), "ascii")
+    return known
 
 
 def _peak_bytes() -> int:

@@ -1,0 +1,109 @@
+"""What averages hide: how sure answers were and how often rightly, tokens won per pass, error by coverage.
+
+Layout    `reliability` and `coverage` take (confidence, right) pairs; `verdict_pairs` and `answer_pairs` make
+          them of a run's items. All shares are fractions.
+Contract  A verdict counts where it is ✅ or ❌, its confidence is told and the truth is a set of candidates;
+          an answer where it is found or absent. Nothing told gives counts of 0, never a figure.
+Elsewhere where confidence comes from: runtime/; the other figures: figures.py; drawn: report_charts.py.
+Source    docs/sources.md#reliability
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from rexthinker_edge.benchmarks.figures import ANSWERED, is_right
+from rexthinker_edge.benchmarks.intervals import share
+from rexthinker_edge.benchmarks.run_file import Item
+from rexthinker_edge.runtime.trace import Verdict
+
+BINS = 10
+CURVE_POINTS = 50
+Pairs = Sequence[tuple[float, bool]]
+
+
+def verdict_pairs(items: Iterable[Item]) -> list[tuple[float, bool]]:
+    """(confidence, right) of every verdict that has both."""
+    pairs = []
+    for item in items:
+        if item.truth is None:
+            continue
+        told = zip(item.verdicts, item.verdict_confidences, strict=False)
+        for index, (verdict, confidence) in enumerate(told):
+            if confidence is not None and verdict in (Verdict.MATCH, Verdict.NO_MATCH):
+                pairs.append((confidence, (verdict == Verdict.MATCH) == (index in item.truth)))
+    return pairs
+
+
+def answer_pairs(items: Iterable[Item]) -> list[tuple[float, bool]]:
+    """(confidence, exactly right) of every usable answer that has both."""
+    pairs = []
+    for item in items:
+        right = is_right(item)
+        if item.confidence is not None and item.status in ANSWERED and right is not None:
+            pairs.append((item.confidence, right))
+    return pairs
+
+
+def reliability(pairs: Pairs) -> dict[str, Any]:
+    """Confidence against truth in `BINS` bins of equal width.
+
+    Returns:
+        count; error: the expected calibration error, mean |confidence - share right| over pairs; bins that
+        hold any: low, high, count, confidence (mean) and right (a share with its interval).
+    """
+    if not pairs:
+        return {"count": 0, "error": None, "bins": []}
+    filled: dict[int, list[tuple[float, bool]]] = {}
+    for confidence, right in pairs:
+        filled.setdefault(min(int(confidence * BINS), BINS - 1), []).append((confidence, right))
+    bins, error = [], 0.0
+    for place, inside in sorted(filled.items()):
+        mean, flags = float(np.mean([c for c, _ in inside])), [right for _, right in inside]
+        error += len(inside) * abs(mean - float(np.mean(flags))) / len(pairs)
+        bins.append(
+            {
+                "low": place / BINS,
+                "high": (place + 1) / BINS,
+                "count": len(inside),
+                "confidence": mean,
+                "right": share(flags),
+            }
+        )
+    return {"count": len(pairs), "error": error, "bins": bins}
+
+
+def coverage(pairs: Pairs) -> list[dict[str, float]]:
+    """The error among the answers that are kept, surest first: at most `CURVE_POINTS` points.
+
+    Answers of equal confidence are kept together; the last point keeps them all.
+    """
+    ordered = sorted(pairs, key=lambda pair: -pair[0])
+    wrong, points = 0, []
+    for place, (confidence, right) in enumerate(ordered, 1):
+        wrong += not right
+        if place == len(ordered) or ordered[place][0] != confidence:
+            points.append({"coverage": place / len(ordered), "error": wrong / place, "threshold": confidence})
+    if len(points) <= CURVE_POINTS:
+        return points
+    chosen = np.unique(np.linspace(0, len(points) - 1, CURVE_POINTS).round().astype(int))
+    return [points[place] for place in chosen]
+
+
+def tokens_per_pass(items: Iterable[Item]) -> dict[str, Any]:
+    """How many tokens a decoder pass gave, answer by answer.
+
+    Returns:
+        mean: all tokens by all passes, None without any; edges: 1, 2, … ; counts: answers from each edge to
+        the next, the last one included.
+    """
+    asked = [item.tokens for item in items if item.tokens.get("passes")]
+    if not asked:
+        return {"mean": None, "edges": [], "counts": []}
+    rates = [t["generated"] / t["passes"] for t in asked]
+    edges = list(range(1, max(2, math.ceil(max(rates))) + 1))
+    counts, _ = np.histogram(np.maximum(rates, 1.0), edges)
+    mean = sum(t["generated"] for t in asked) / sum(t["passes"] for t in asked)
+    return {"mean": mean, "edges": edges, "counts": counts.tolist()}

@@ -1,0 +1,89 @@
+"""The gallery of a report: flipped items with their pictures, both thoughts drawn beside the boxes.
+
+Contract  Pictures longer than `LONGEST_PX` are reduced, boxes with them, so that a page stays small. An item
+          whose picture is gone by now is left out, never the report.
+Elsewhere which items: comparison.py; drawing: runtime/evidence_page.py; the page: report_page.py.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from rexthinker_edge.calibration.dataset import Dataset, Example
+from rexthinker_edge.calibration.records import Problem
+from rexthinker_edge.runtime.errors import ImageError
+from rexthinker_edge.runtime.evidence import Evidence
+from rexthinker_edge.runtime.image import read_picture
+
+FLIPS = 6  # of each pair
+LONGEST_PX = 560
+
+
+@dataclass(frozen=True)
+class Flip:
+    """One item, as the reference and as the subject saw it."""
+
+    heading: str
+    told: str
+    sides: tuple[Evidence, Evidence]
+
+
+def gallery(report: dict[str, Any], dataset: Dataset, most: int = FLIPS) -> list[tuple[str, list[Flip]]]:
+    """For each pair its name and its worst flips, at most `most`."""
+    found = []
+    for pair in report["pairs"]:
+        flips = [item for item in pair["worst"] if item["flip"]]
+        shown = (_flip(item, pair, dataset) for item in flips[:most])
+        found.append((pair["subject"], [flip for flip in shown if flip is not None]))
+    return found
+
+
+def _flip(item: dict[str, Any], pair: dict[str, Any], dataset: Dataset) -> Flip | None:
+    problems: list[Problem] = []
+    example = dataset.example(item["number"], problems)
+    if example is None:
+        return None
+    try:
+        pixels, boxes = _reduced(example)
+    except ImageError:
+        return None
+    truth = "not known" if item["truth"] is None else _names(item["category"], item["truth"])
+    sides = tuple(
+        Evidence(
+            title=f"{name}: {item['status'][side] or 'not asked'}",
+            category=item["category"],
+            pixels_HWC=pixels,
+            boxes=boxes,
+            answers=frozenset(item["indices"][side]),
+            thought=thought(item["text"][side]),
+            notes=(("answered", _names(item["category"], item["indices"][side])),),
+        )
+        for side, name in enumerate((pair["reference"], pair["subject"]))
+    )
+    told = f"item {item['number']}, {item['domain']}; the truth: {truth}"
+    return Flip(item["referring"], told, (sides[0], sides[1]))
+
+
+def thought(text: str) -> str:
+    """What stands between <think> and </think>; all of it where the model wrote no such marks."""
+    head, opened, rest = text.partition("<think>")
+    return (rest if opened else head).partition("</think>")[0].strip()
+
+
+def _names(category: str, indices: list[int]) -> str:
+    if not indices:
+        return "none"
+    return f"{category} {', '.join(str(index + 1) for index in indices)}"
+
+
+def _reduced(example: Example) -> tuple[Any, tuple[tuple[float, float, float, float], ...]]:
+    pixels = read_picture(example.picture).pixels_HWC
+    height, width = pixels.shape[:2]
+    scale = min(1.0, LONGEST_PX / max(height, width))
+    boxes = tuple((x0 * scale, y0 * scale, x1 * scale, y1 * scale) for x0, y0, x1, y1 in example.candidates)
+    if scale == 1.0:
+        return pixels, boxes
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)), boxes

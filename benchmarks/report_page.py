@@ -1,0 +1,282 @@
+"""The report as one HTML page that holds everything: no script, font, or address from elsewhere.
+
+Layout    Sections in the order a reader asks: what came out, what was compared, accuracy against cost,
+          domains, differences, time, confidence, what flipped, what the words mean.
+Contract  Light and dark as the reader's system says, light in print. Every text from data is escaped.
+          What was not recorded is said so, not left out.
+Elsewhere charts: report_charts.py, report_profiles.py; tables: report_tables.py; pictures of thoughts:
+          runtime/evidence_page.py.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rexthinker_edge.benchmarks import report_charts as charts
+from rexthinker_edge.benchmarks import report_profiles as profiles
+from rexthinker_edge.benchmarks import report_tables as tables
+from rexthinker_edge.benchmarks.report_gallery import Flip
+from rexthinker_edge.benchmarks.report_svg import SERIES, safe
+from rexthinker_edge.runtime import evidence_page
+from rexthinker_edge.runtime.evidence import Evidence
+from rexthinker_edge.runtime.marks import MARKS, SIDE, to_svg
+
+LIGHT = (
+    "--ink:#1b1b1b;--paper:#fff;--soft:#5a5a5a;--line:#d5d5d5;--faint:#ececec;--lit:#fff3b0;--panel:#f6f6f4;"
+    "--s0:#1f5fa8;--s1:#b4480b;--s2:#0a7458;--s3:#8b3f9c;--s4:#7a6200;--s5:#a8284a;--good:#0a6b3d;--bad:#a32020"
+)
+DARK = (
+    "--ink:#e9e9e6;--paper:#151517;--soft:#a9a9a4;--line:#3d3d40;--faint:#2a2a2d;--lit:#4a4210;--panel:#1f1f22;"
+    "--s0:#79b4ff;--s1:#ff9e63;--s2:#4fd0a5;--s3:#d69bee;--s4:#e0c24d;--s5:#ff8ba7;--good:#63d397;--bad:#ff8a80"
+)
+STYLE = (
+    f"""
+:root{{color-scheme:light dark;{LIGHT}}}
+@media screen and (prefers-color-scheme:dark){{:root{{{DARK}}}}}
+@media print{{:root{{color-scheme:light;{LIGHT}}}}}
+"""
+    + """
+body{margin:0 auto;max-width:72rem;padding:1.5rem 1.2rem 4rem;font:16px/1.5 system-ui,"Segoe UI",sans-serif}
+h1{font-size:1.7rem;line-height:1.2;margin:.5rem 0 .3rem} h2{font-size:1.25rem;margin:2.6rem 0 .5rem}
+h3{font-size:1.05rem;margin:1.8rem 0 .4rem} p{margin:.4rem 0 .8rem;max-width:46rem}
+.soft{color:var(--soft)} .lead{font-size:1.08rem} .good{color:var(--good)} .bad{color:var(--bad)}
+.verdicts{display:flex;flex-wrap:wrap;gap:.8rem;margin:1rem 0;padding:0;list-style:none}
+.verdicts li{background:var(--panel);border-radius:.5rem;padding:.7rem 1rem;flex:1 1 15rem}
+.verdicts b{display:block;font-size:1.02rem} .verdicts .big{font-size:1.5rem;font-weight:600;line-height:1.3}
+.scroll{overflow-x:auto;margin:.6rem 0 1rem} table{border-collapse:collapse;font-size:.9rem;line-height:1.35}
+th,td{padding:.35rem .7rem;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
+th{font-weight:600} td.n,th.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
+td small{color:var(--soft);display:block;font-size:.82rem} code{font-size:.88em;overflow-wrap:anywhere}
+td.same{background:var(--panel)} figure.plot{margin:1rem 0;break-inside:avoid}
+figure.plot figcaption{color:var(--soft);font-size:.9rem;max-width:46rem;margin-bottom:.5rem}
+figure.plot figcaption b{color:var(--ink);display:block;font-size:1rem}
+.wide{overflow-x:auto} .wide svg.chart{min-width:34rem} .panels{display:flex;flex-wrap:wrap;gap:1rem 2rem}
+.panels svg.chart{flex:0 1 350px;min-width:19rem}
+svg.chart{width:100%;height:auto;display:block;font:13px system-ui,"Segoe UI",sans-serif}
+svg.chart text{fill:var(--ink)} svg.chart text.soft{fill:var(--soft)} svg.chart text.name{font-weight:600}
+svg.chart .axis{stroke:var(--soft)} svg.chart .grid{stroke:var(--faint)} svg.chart .lead{stroke:var(--line)}
+svg.chart .gate{stroke:var(--soft);stroke-dasharray:5 4} svg.chart .span{stroke:currentColor;stroke-width:2}
+svg.chart .tail{stroke:currentColor;stroke-width:1.5;stroke-dasharray:2 3}
+svg.chart .over{stroke:var(--ink);stroke-width:1.5} svg.chart .line{fill:none;stroke:currentColor;
+ stroke-width:2}
+svg.chart .bar,svg.chart .mark{fill:currentColor} svg.chart .mark{stroke:var(--paper);stroke-width:1}
+svg.chart .bar.whole{opacity:.45} svg.chart .bar.count{fill:var(--soft);opacity:.6}
+.u0{color:var(--s0)}.u1{color:var(--s1)}.u2{color:var(--s2)}.u3{color:var(--s3)}.u4{color:var(--s4)}
+.u5{color:var(--s5)}
+.flip{border-top:1px solid var(--line);padding-top:.9rem;margin-top:1.4rem} .flip h3{margin:0}
+.flip .sides{display:grid;grid-template-columns:1fr 1fr;gap:1.6rem}
+.flip .record{border:0;padding:.4rem 0} .flip .record h2{margin:.3rem 0 .1rem;font-size:1rem}
+.flip .record .notes{margin-bottom:.4rem}
+.flip .pair{display:block} .flip .picture{max-width:26rem;margin-bottom:.6rem} .flip .trace{font-size:.82rem}
+@media (max-width:44rem){.flip .sides{grid-template-columns:1fr}}
+dl.words{display:grid;grid-template-columns:minmax(9rem,auto) 1fr;gap:.35rem 1.2rem;max-width:52rem;
+ font-size:.92rem}
+dl.words dt{font-weight:600} dl.words dd{margin:0}
+@media print{body{font-size:10.5pt;padding:0} h1,h2,h3,.flip .notes{break-after:avoid}
+ .flip .record,.flip .sides{break-inside:auto} .flip .picture,tr{break-inside:avoid}
+ .scroll,.wide{overflow:visible} table{font-size:8.5pt}
+ th,td{padding:.25rem .4rem} .wide svg.chart{min-width:0}}
+"""
+)
+
+WORST_SHOWN = 10
+WORDS = {
+    "DensityF1": "HumanRef’s measure: F1 of matched boxes, lowered where more boxes are given than asked "
+    "for; here the mean over IoU 0.5 to 0.95, in points of 100, over items that have an answer.",
+    "exactly right": "The true candidates and no other; for what is not there, saying so.",
+    "flip": "Another status, or other candidates than the reference’s, right or wrong.",
+    "KL, chosen alike": "The reference’s answers are given to the subject token by token: how far its "
+    "expectation of each next token is from the reference’s, and how often it would choose the same.",
+    "McNemar": "Whether the items that one of two alone answered right could be so uneven by chance.",
+    "95 %": "Bootstrap over items, 2,000 resamples: it tells the spread of this sample, not of other data.",
+    "peak memory": "The most the subject’s own process ever held resident, reading the data included.",
+    "statuses": "found, absent (it looked, and nothing fits), no_candidates; and failures to answer, which "
+    "are never counted as absent: malformed, truncated, timeout, ungrounded (a box that is no candidate).",
+}
+
+
+def page(report: dict[str, Any], flips: Sequence[tuple[str, Sequence[Flip]]]) -> str:
+    """The whole page."""
+    most = max((len(s.boxes) for _, group in flips for flip in group for s in flip.sides), default=0)
+    names = [subject["name"] for subject in report["subjects"]]
+    title = f"{', '.join(names[1:])} against {names[0]}"
+    marks = "".join(
+        f'<symbol id="mark-{name}" viewBox="0 0 {SIDE:g} {SIDE:g}">{to_svg(name)}</symbol>' for name in MARKS
+    )
+    style = f"{evidence_page.STYLE}{STYLE}{evidence_page.light(most)}"
+    return (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{safe(title)}</title><style>{style}</style></head><body>"
+        f'<svg width="0" height="0" aria-hidden="true" style="position:absolute">{marks}</svg><main>'
+        f"<h1>{safe(title)}</h1>{''.join(_sections(report, flips))}</main></body></html>\n"
+    )
+
+
+def _sections(report: dict[str, Any], flips: Sequence[tuple[str, Sequence[Flip]]]) -> Iterator[str]:
+    yield from _opening(report)
+    setting = (f"<dt>{safe(name)}</dt><dd>{safe(value)}</dd>" for name, value in tables.setting_lines(report))
+    yield f"<h2>What was compared</h2>{tables.subject_table(report).to_html()}"
+    yield f'<dl class="words">{"".join(setting)}</dl>'
+    yield f"<h2>Accuracy, and what it costs</h2>{tables.summary_table(report).to_html()}"
+    yield from _costs(report["subjects"])
+    yield _figure(
+        "By domain", "DensityF1 averaged over IoU 0.5 to 0.95; the line on a bar is its 95 % interval.",
+        charts.legend(report["subjects"]) + charts.domain_bars(report["subjects"]),
+    )  # fmt: skip
+    yield f"<h2>What the metric hides</h2>{tables.hidden_table(report).to_html()}"
+    yield "<h2>Difference to the reference, item by item</h2>"
+    yield _figure(
+        "DensityF1 lost or won", "Paired over the same items, with 95 % intervals; left of 0 is worse.",
+        charts.differences(report),
+    )  # fmt: skip
+    for pair in report["pairs"]:
+        yield from _pair(pair)
+    yield from _times(report["subjects"])
+    yield from _confidence(report["subjects"])
+    yield from _gallery(flips)
+    words = (f"<dt>{word}</dt><dd>{meaning}</dd>" for word, meaning in WORDS.items())
+    yield f'<h2>Words</h2><dl class="words">{"".join(words)}</dl>'
+
+
+def _opening(report: dict[str, Any]) -> Iterator[str]:
+    """The answer first: what each subject lost, and whether the gate is open."""
+    reference = report["subjects"][0]
+    yield (
+        f'<p class="lead">{reference["items"]:,} questions of <code>{safe(report["dataset"])}</code>, '
+        f"asked alike of each; differences are to {safe(reference['name'])}, with 95 % intervals.</p>"
+    )
+    cards = []
+    for place, pair in enumerate(report["pairs"], 1):
+        change, flips = pair["difference"]["density_f1_mean"], pair["flips"]["value"]
+        said = "–" if change["value"] is None else f"{change['value']:+.2f}"
+        between = "" if change["value"] is None else f" ({change['low']:+.2f} to {change['high']:+.2f})"
+        flipped = "–" if flips is None else f"{100 * flips:.1f} %"
+        cards.append(
+            f'<li><b class="u{place % SERIES}">{safe(pair["subject"])}</b>'
+            f'<span class="big">{said}</span> DensityF1<br>'
+            f'<span class="soft">{between.strip() or "no answerable item"}; '
+            f"{flipped} of the answers flipped</span></li>"
+        )
+    yield f'<ul class="verdicts">{"".join(cards)}</ul>'
+    yield from _gate(report["gate"])
+
+
+def _gate(gate: dict[str, Any]) -> Iterator[str]:
+    asked = {"max_drop": "at most {:g} points lost", "max_flips": "at most {:g} % flips",
+             "min_same_top": "at least {:g} % of the tokens alike"}  # fmt: skip
+    wanted = [
+        text.format(gate[key] * (1 if key == "max_drop" else 100))
+        for key, text in asked.items()
+        if gate[key] is not None
+    ]
+    if not wanted and gate["passed"]:
+        return
+    state, style = ("open", "good") if gate["passed"] else ("closed", "bad")
+    told = ", ".join(wanted) or "every item in both runs"
+    yield f'<p>The gate ({told}) is <b class="{style}">{state}</b>.</p>'
+    if gate["failures"]:
+        yield f"<ul>{''.join(f'<li>{safe(failure)}</li>' for failure in gate['failures'])}</ul>"
+
+
+def _pair(pair: dict[str, Any]) -> Iterator[str]:
+    yield f"<h3>{safe(pair['subject'])} minus {safe(pair['reference'])}</h3>"
+    yield f"<ul>{''.join(f'<li>{safe(line)}</li>' for line in tables.pair_lines(pair))}</ul>"
+    yield '<p class="soft">Statuses: rows are the reference’s, columns what this one said.</p>'
+    yield tables.matrix_table(pair).to_html() + tables.domain_table(pair).to_html()
+    if pair["worst"]:
+        yield '<p class="soft">The worst items first.</p>'
+        yield tables.worst_table(pair, WORST_SHOWN).to_html()
+
+
+def _figure(title: str, told: str, drawn: str, missing: str = "Not recorded.") -> str:
+    body = f'<div class="wide">{drawn}</div>' if drawn else f'<p class="soft">{missing}</p>'
+    return (
+        f'<figure class="plot"><figcaption><b>{title}</b>{tables.written(told)}</figcaption>{body}</figure>'
+    )
+
+
+def _costs(subjects: Sequence[dict[str, Any]]) -> Iterator[str]:
+    yield _figure(
+        "Accuracy against latency",
+        "Upright lines are 95 % intervals of the accuracy; a dotted tail reaches the 95th percentile of the "
+        "time. The accuracy axis does not begin at 0.",
+        charts.scatter(
+            "latency", charts.accuracy_points(subjects, "latency"), "Accuracy against latency",
+            "milliseconds of a whole answer, median",
+        ),
+    )  # fmt: skip
+    yield _figure(
+        "Accuracy against bits",
+        "Bits that one weight of the decoder takes, scales and zero points included.",
+        charts.scatter(
+            "bits", charts.accuracy_points(subjects, "bits"), "Accuracy against bits",
+            "bits a weight of the decoder",
+        ),
+    )  # fmt: skip
+
+
+def _times(subjects: Sequence[dict[str, Any]]) -> Iterator[str]:
+    yield "<h2>Where the time goes</h2>"
+    yield _figure(
+        "Stages of an answer",
+        "Medians over items, one stage after the other; given candidates need no detector. The whole is the "
+        "median of what a caller waits.",
+        profiles.waterfall(subjects),
+    )
+    yield _figure(
+        "Tokens per decoder pass",
+        "Answer by answer: generated tokens by passes. 1 is decoding without drafts.",
+        profiles.pass_histograms(subjects),
+    )
+
+
+def _confidence(subjects: Sequence[dict[str, Any]]) -> Iterator[str]:
+    yield "<h2>Can its confidence be believed?</h2>"
+    for of, told in (
+        ("verdicts", "Each ✅ and ❌ of the thoughts, by the probability the model gave it."),
+        ("answers", "Whole answers, found or absent, against being exactly right."),
+    ):
+        drawn = "".join(profiles.reliability_panel(k, told_, of) for k, told_ in enumerate(subjects))
+        panels = f'<div class="panels">{drawn}</div>' if drawn else ""
+        yield _figure(
+            f"Reliability of {of}", f"{told} On the broken line confidence is what it claims.", panels,
+            "Not recorded: these subjects tell no confidence.",
+        )  # fmt: skip
+    yield _figure(
+        "Error by coverage", "What is still wrong when only the surest answers are kept.",
+        profiles.risk_coverage(subjects), "Not recorded: these subjects tell no confidence.",
+    )  # fmt: skip
+
+
+def _once(drawn: str, side: Evidence, seen: dict[str, str]) -> str:
+    """The fragment with its picture drawn from the first place of the page that holds it."""
+    assert side.pixels_HWC is not None, "a flip is shown on its picture"
+    height, width = side.pixels_HWC.shape[:2]
+    place = f'<image width="{width}" height="{height}" href="{evidence_page.data_uri(side)}"/>'
+    assert drawn.count(place) == 1, "evidence_page draws its picture otherwise"
+    if place in seen:
+        return drawn.replace(place, f'<use href="#{seen[place]}"/>')
+    seen[place] = f"picture-{len(seen)}"
+    return drawn.replace(place, place.replace("<image ", f'<image id="{seen[place]}" '))
+
+
+def _gallery(flips: Sequence[tuple[str, Sequence[Flip]]]) -> Iterator[str]:
+    seen: dict[str, str] = {}
+    yield "<h2>What flipped</h2>"
+    yield (
+        '<p class="soft">The worst of each, the reference at the left. A flip is another status or other '
+        "candidates. Green: answered; red: judged no match; amber: a reference. Point at a line of the "
+        "thought, and its candidates light up.</p>"
+    )
+    for name, group in flips:
+        yield (
+            f"<h3>{safe(name)}</h3>"
+            if group
+            else f'<h3>{safe(name)}</h3><p class="soft">Nothing flipped.</p>'
+        )
+        for flip in group:
+            sides = "".join(_once(evidence_page.fragment(side), side, seen) for side in flip.sides)
+            yield (
+                f'<div class="flip"><h3>“{safe(flip.heading)}”</h3><p class="notes">{safe(flip.told)}</p>'
+                f'<div class="sides">{sides}</div></div>'
+            )
