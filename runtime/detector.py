@@ -70,11 +70,13 @@ class Detector:
         geometry: DetectorGeometry,
         options: ort.SessionOptions | None = None,
         session: Any = None,
+        text: Any = None,
     ) -> None:
         """Open the graphs and the tokenizer.
 
         Args:
-            session: runs the graph at `path` instead of ONNX Runtime, such as an engine.
+            session: runs the graph at `path` instead of one opened here, such as an engine.
+            text: likewise the text branch.
 
         Raises:
             BundleError: the tokenizer is none of the detector's.
@@ -82,7 +84,9 @@ class Detector:
         self._geometry = geometry
         self._tokenizer = CaptionTokenizer(tokenizer, geometry.max_text_len)
         self._session = _open(path, options) if session is None else session
-        self._text = None if geometry.tables is None else _open(text_path(path), options)
+        self._text = text
+        if text is None and geometry.tables is not None:
+            self._text = _open(text_path(path), options)
         self._asked = {given.name for given in self._session.get_inputs()}
         self._captions = Kept[tuple[int, ...], Mapping[str, Any]](KEPT_CAPTIONS)
         self._sizes = Kept[Size, Mapping[str, Any]](KEPT_SIZES)

@@ -21,13 +21,14 @@ from numpy.typing import ArrayLike
 
 from rexthinker_edge.runtime import bundle as bundles
 from rexthinker_edge.runtime.bundle import Bundle, open_bundle
+from rexthinker_edge.runtime.cuda_parts import CudaParts
 from rexthinker_edge.runtime.deadline import Deadline, monotonic_ms
 from rexthinker_edge.runtime.decoder import Decoder, Embeddings
 from rexthinker_edge.runtime.detector import Detector
 from rexthinker_edge.runtime.draft import Drafting
 from rexthinker_edge.runtime.draft_table import Table
 from rexthinker_edge.runtime.engine import open_engine
-from rexthinker_edge.runtime.errors import BundleError, DeviceError, OptionError
+from rexthinker_edge.runtime.errors import BundleError, OptionError
 from rexthinker_edge.runtime.graph_check import check_graph
 from rexthinker_edge.runtime.image import Source, read_picture
 from rexthinker_edge.runtime.kept_rows import STORAGES
@@ -35,6 +36,7 @@ from rexthinker_edge.runtime.kept_scene import restore_scene
 from rexthinker_edge.runtime.looking import Looker, Parts
 from rexthinker_edge.runtime.opening import REFUSALS, refusal, start_packing
 from rexthinker_edge.runtime.prefix_tree import PrefixTree
+from rexthinker_edge.runtime.providers import Placement, read_device, require_cuda
 from rexthinker_edge.runtime.qwen_pixels import PixelLimits
 from rexthinker_edge.runtime.result import BundleInfo
 from rexthinker_edge.runtime.scene import Language, Scene, check_deadline
@@ -44,7 +46,6 @@ from rexthinker_edge.runtime.vision import VisionTower
 
 __all__ = ["Parts", "Thinker", "load", "open_parts", "small_bundle"]
 
-DEVICES = ("cpu", "tensorrt")
 MEMORY_BYTES = 1 << 30  # six pictures of a megapixel at 7B
 AT_ONCE_THREADS = 4  # below, detector and vision tower would only take each other's cores
 
@@ -130,8 +131,9 @@ def load(
 
     Args:
         path: its directory; the small bundled model when None.
-        device: "cpu", or "tensorrt": detector and vision tower run as engines that
-            `rexthinker-edge export BUNDLE --target tensorrt` built on this machine, the decoder on the CPU.
+        device: "cpu"; "cuda" or "cuda:1" for a GPU, with all of it there or an error; "tensorrt": detector
+            and vision tower run as engines that `rexthinker-edge export BUNDLE --target tensorrt` built on
+            this machine, the decoder on the CPU.
         threads: cores one model uses; all when None.
         memory_bytes: what may be kept of pictures and prompts between questions, least recently used first
             forgotten; 0 keeps nothing. Beside it stand the models and the scenes that are answering.
@@ -145,7 +147,7 @@ def load(
         DeviceError: the device is unknown or cannot run this bundle here.
         OptionError: `threads` is below 1, `memory_bytes` below 0, or `idle_kv` unknown.
     """
-    _check_device(device)
+    read_device(device)
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise OptionError(
             f"threads: {threads!r}, a whole number above 0 is needed. Leave it out for all cores."
@@ -170,32 +172,37 @@ def open_parts(opened: Bundle, options: ort.SessionOptions, device: str = "cpu")
     """Open the three graphs, at the same time, the embeddings and the tokenizers of a bundle.
 
     Raises:
+        DeviceError: the device is a GPU that cannot be had, or cannot run a graph of this bundle.
         DeviceError, MissingExtraError: the device is "tensorrt" and its engines cannot run here.
         BundleError: ONNX Runtime cannot open a graph, or a tokenizer or the embeddings are not as described.
     """
     manifest = opened.manifest
     _check_graphs(opened)
     embeddings = Embeddings(opened.file(bundles.EMBEDDINGS), manifest.decoder)
+    placement = read_device(device)
+    gpu = _gpu(opened, placement, options)
 
     def engine(graph: str) -> Any:
-        return open_engine(opened, graph) if device == "tensorrt" else None
+        return open_engine(opened, graph) if placement.kind == "tensorrt" else None
 
     def decoder() -> Decoder:
         with _opening(opened, bundles.DECODER) as path:
-            made = Decoder(path, embeddings, manifest.decoder, options)
+            made = gpu.decoder(embeddings) if gpu else Decoder(path, embeddings, manifest.decoder, options)
         check_decoder(made.session, manifest.decoder, path)
         return made
 
     def vision() -> VisionTower:
         with _opening(opened, bundles.VISION) as path:
-            made = VisionTower(path, manifest.vision, options, session=engine(bundles.VISION))
+            session = gpu.vision() if gpu else engine(bundles.VISION)
+            made = VisionTower(path, manifest.vision, options, session=session)
         check_vision(made.session, manifest.vision, manifest.decoder.hidden, path)
         return made
 
     def detector() -> Detector:
         with _opening(opened, bundles.DETECTOR) as path:
-            tokens, session = opened.file(bundles.DETECTOR_TOKENIZER), engine(bundles.DETECTOR)
-            return Detector(path, tokens, manifest.detector, options, session=session)
+            tokens = opened.file(bundles.DETECTOR_TOKENIZER)
+            session, text = (gpu.detector(), gpu.text()) if gpu else (engine(bundles.DETECTOR), None)
+            return Detector(path, tokens, manifest.detector, options, session, text)
 
     with ThreadPoolExecutor(3) as pool:
         opening = pool.submit(decoder), pool.submit(vision), pool.submit(detector)
@@ -207,6 +214,14 @@ def open_parts(opened: Bundle, options: ort.SessionOptions, device: str = "cpu")
     for session in (parts.vision.session, parts.language.decoder.session):
         start_packing(session)  # only now: it would take the cores from what must be there at once
     return parts
+
+
+def _gpu(opened: Bundle, placement: Placement, options: ort.SessionOptions) -> CudaParts | None:
+    """What opens graphs on the GPU that was asked for; None where another device was."""
+    if placement.kind != "cuda":
+        return None
+    require_cuda(placement)
+    return CudaParts(opened, placement, options.intra_op_num_threads)
 
 
 def _check_graphs(opened: Bundle) -> None:
@@ -243,12 +258,6 @@ def _opening(opened: Bundle, name: str) -> Iterator[Path]:
         yield path
     except REFUSALS as error:
         raise refusal(path, error) from error
-
-
-def _check_device(device: str) -> None:
-    if device not in DEVICES:
-        known = ", ".join(DEVICES)
-        raise DeviceError(f'device {device!r}: this version runs bundles on {known} only. Use device="cpu".')
 
 
 def _check_memory(memory_bytes: int, idle_kv: str) -> None:

@@ -202,7 +202,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(make_world, picture, tmp_path,
             "large.json: 1,000,003 bytes, at most 1,000,000 are read.",
         ),
         ([*ask, "--bundle", tmp_path / "no"], "no: no such directory, a bundle is needed."),
-        ([*ask, "--device", "cuda"], "device 'cuda': this version runs bundles on cpu, tensorrt only."),
+        ([*ask, "--device", "npu"], "device 'npu': this version runs bundles on cpu, cuda, cuda:N and tens"),
         ([*ask[:-1], tmp_path / "a.gif"], "a.gif: a picture ending in .gif, one of .png, .jpg"),
         ([*ask[:-1], tmp_path / "no" / "a.png"], "a.png: its directory does not exist"),
     ]

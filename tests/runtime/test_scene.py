@@ -326,9 +326,9 @@ def test_bad_requests(make_world):
         ),
         (lambda: load(world.directory, idle_kv="int4"), OptionError, "idle_kv: 'int4', one of float32, int8"),
         (
-            lambda: load(world.directory, device="cuda"),
+            lambda: load(world.directory, device="npu"),
             DeviceError,
-            "device 'cuda': this version runs bundles on",
+            "device 'npu': this version runs bundles on",
         ),
         (lambda: load(world.directory, device="tpu"), DeviceError, "device 'tpu'"),
         (lambda: load(world.directory, threads=0), OptionError, "threads: 0, a whole number above 0"),
