@@ -58,6 +58,20 @@ def to_original_px(boxes: ArrayLike, resized: Size, original: Size) -> NDArray[n
     return array / _sides(resized) * _sides(original)
 
 
+def to_thousandths(boxes: ArrayLike, size: Size) -> NDArray[np.int64]:
+    """Express boxes in thousandths of a picture's sides, as grounded thoughts do.
+
+    Args:
+        boxes: (N, 4) numbers, (x0, y0, x1, y1) in pixels; N may be 0.
+        size: (width, height) of that picture.
+
+    Returns:
+        (N, 4) int64 in [0, 1000], rounded.
+    """
+    array = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    return np.clip(np.rint(array / _sides(size) * 1000), 0, 1000).astype(np.int64)
+
+
 def iou(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
     """Intersection over union of every pair.
 
