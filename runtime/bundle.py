@@ -26,6 +26,7 @@ from rexthinker_edge.runtime.detector import DetectorGeometry
 from rexthinker_edge.runtime.errors import BundleError
 from rexthinker_edge.runtime.manifest_limits import unfit_number
 from rexthinker_edge.runtime.prompt import Wording
+from rexthinker_edge.runtime.risk import RiskCard, unfit_card
 from rexthinker_edge.runtime.strict_json import StrictJsonError, parse, to_dataclass, to_json
 from rexthinker_edge.runtime.vision import VisionGeometry
 
@@ -131,6 +132,7 @@ class Manifest:
     calibration: CalibrationCard | None
     targets: tuple[str, ...]
     golden: tuple[Golden, ...]
+    risk: RiskCard | None = None  # how sure answers must be for a stated risk, where that was measured
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,7 @@ def open_bundle(directory: str | os.PathLike[str], hashes: bool = False) -> Bund
             path / MANIFEST, f"{error}", "It was edited or made by another version: export the bundle again."
         )
     _check_manifest(manifest, path)
+    _check_risk(manifest, value, path)
     _check_directory(manifest, path)
     for name, entry in manifest.files.items():
         _check_file(path / name, entry, hashes)
@@ -240,6 +243,38 @@ def seal(directory: Path, manifest: Manifest, known: Mapping[str, FileEntry] | N
     return sealed
 
 
+def riskless_digest(directory: Path) -> str:
+    """The digest of a bundle but for its risk card: what a risk card is bound to."""
+    return _riskless(_read_manifest(directory))
+
+
+def write_risk(directory: Path, card: RiskCard | None) -> Bundle:
+    """Put a risk card into a bundle's manifest, or take it out; nothing else changes but the digest.
+
+    The manifest is written beside the bundle and renamed into it: a crash leaves the old or the new one.
+
+    Raises:
+        BundleError: it is no sound bundle, or the card belongs to another.
+    """
+    opened = open_bundle(directory)
+    value = _read_manifest(opened.path)
+    # Only this key is touched: the rest stays as it was written, and so does what the card is bound to.
+    value.pop("risk", None)
+    if card is not None:
+        if (problem := unfit_card(card, _riskless(value))) is not None:
+            _fail(opened.path / MANIFEST, problem, "Calibrate this bundle: evaluate --calibrate-risk.")
+        value["risk"] = to_json(card)
+    place = opened.path.absolute()
+    partial = place.with_name(f".{place.name}.{MANIFEST}.partial")
+    partial.write_text(
+        json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+    )
+    flush(partial)
+    partial.replace(place / MANIFEST)
+    flush(place)
+    return open_bundle(place)
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal, read in pieces."""
     with path.open("rb") as stream:
@@ -299,6 +334,14 @@ def _check_manifest(manifest: Manifest, path: Path) -> None:
     _check_numbers(manifest, file)
 
 
+def _check_risk(manifest: Manifest, value: dict[str, Any], path: Path) -> None:
+    if manifest.risk is None:
+        return
+    if (problem := unfit_card(manifest.risk, _riskless(value))) is not None:
+        remedy = "Calibrate this bundle again, or remove the key risk: without it max_risk is refused."
+        _fail(path / MANIFEST, problem, remedy)
+
+
 def _check_numbers(manifest: Manifest, file: Path) -> None:
     parts = {"prompt": manifest.prompt, "vision": manifest.vision, "decoder": manifest.decoder}
     for where, part in (*parts.items(), ("detector", manifest.detector)):
@@ -337,6 +380,10 @@ def _check_file(file: Path, entry: FileEntry, hashes: bool) -> None:
 def _digest(value: dict[str, Any]) -> str:
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _riskless(value: dict[str, Any]) -> str:
+    return _digest({key: item for key, item in value.items() if key != "risk"})
 
 
 def _into_place(partial: Path, target: Path) -> None:

@@ -20,20 +20,32 @@ class Evidence:
     """One question as it is shown.
 
     Attributes:
-        pixels_HWC: (height, width, 3) uint8, the upright picture.
+        pixels_HWC: (height, width, 3) uint8, the upright picture; None draws boxes alone.
         boxes: candidates, (x0, y0, x1, y1) in its pixels.
         answers: candidates (from 0) that are the answer.
         thought: what stands between <think> and </think>; "" where there is none.
         notes: (name, value) lines told beside it, such as the domain.
+        size_px: (width, height), needed without pixels.
+        confidences: per candidate, of its verdict, from 0 to 1; () where none is known.
     """
 
     title: str
     category: str
-    pixels_HWC: NDArray[np.uint8]
+    pixels_HWC: NDArray[np.uint8] | None
     boxes: tuple[tuple[float, float, float, float], ...]
     answers: frozenset[int]
     thought: str
     notes: tuple[tuple[str, str], ...] = ()
+    size_px: tuple[int, int] | None = None
+    confidences: tuple[float | None, ...] = ()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the picture."""
+        if self.pixels_HWC is not None:
+            return self.pixels_HWC.shape[1], self.pixels_HWC.shape[0]
+        assert self.size_px is not None, "neither pixels nor a size"
+        return self.size_px
 
     def verdicts(self) -> tuple[Verdict, ...]:
         """What the thought says of each candidate."""

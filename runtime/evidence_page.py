@@ -105,15 +105,21 @@ def marked(text: str) -> str:
 
 
 def _picture(record: Evidence) -> str:
-    height, width = record.pixels_HWC.shape[:2]
+    width, height = record.size
+    label = escape(plain(record.title), quote=True)
+    image = f'<rect width="{width}" height="{height}" fill="none" stroke="gray"/>'
+    if record.pixels_HWC is not None:
+        image = f'<image width="{width}" height="{height}" href="{data_uri(record)}"/>'
+    return (
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{image}{boxes_of(record)}</svg>'
+    )
+
+
+def boxes_of(record: Evidence) -> str:
+    """The candidates as SVG, the answers on top."""
     verdicts = record.verdicts()
     order = sorted(range(len(record.boxes)), key=lambda k: k in record.answers)
-    boxes = "".join(_candidate(record, k, verdicts[k], (width, height)) for k in order)
-    label = escape(plain(record.title), quote=True)
-    return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">'
-        f'<image width="{width}" height="{height}" href="{data_uri(record)}"/>{boxes}</svg>'
-    )
+    return "".join(_candidate(record, k, verdicts[k], record.size) for k in order)
 
 
 def _candidate(record: Evidence, index: int, verdict: Verdict, size: tuple[int, int]) -> str:
@@ -124,6 +130,8 @@ def _candidate(record: Evidence, index: int, verdict: Verdict, size: tuple[int, 
     wide, tall = (9 + 8 * len(str(index + 1))) * scale, 17 * scale
     left, top = min(max(x0, 0), size[0] - wide), min(max(y0, 0), size[1] - tall)
     said = "the answer" if is_answer else verdict.value.replace("_", " ")
+    sure = record.confidences[index] if index < len(record.confidences) else None
+    said += "" if sure is None else f", verdict's confidence {sure:.3f}"
     return (
         f'<g class="candidate c{index}{" answer" if is_answer else ""}">'
         f"<title>{escape(plain(record.name(index)))}: {said}</title>"
@@ -136,6 +144,7 @@ def _candidate(record: Evidence, index: int, verdict: Verdict, size: tuple[int, 
 
 def data_uri(record: Evidence) -> str:
     """The picture inside the page: PNG while small, JPEG above half a megapixel."""
+    assert record.pixels_HWC is not None, "no picture to hold"
     image, stream = Image.fromarray(record.pixels_HWC), BytesIO()
     small = image.width * image.height <= 500_000
     image.save(stream, "PNG" if small else "JPEG", **({"optimize": True} if small else {"quality": 90}))

@@ -8,6 +8,8 @@ Elsewhere what is shown: evidence.py; marks: marks.py; boxes: draw.py; the same 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from rexthinker_edge.runtime.draw import draw_candidates
@@ -42,7 +44,7 @@ def picture_of(records: Sequence[Evidence]) -> Image.Image:
 
 
 def _one(record: Evidence) -> Image.Image:
-    picture = Image.fromarray(record.pixels_HWC)
+    picture = Image.fromarray(_pixels(record))
     longer = max(picture.size)
     scale = min(max(1.0, LEAST_PX / longer), max(1.0, MOST_PX / longer))
     size = (round(picture.width * scale), round(picture.height * scale))
@@ -64,6 +66,11 @@ def _one(record: Evidence) -> Image.Image:
         _write(draw, (picture.width + 2 * PAD_PX, top), row, font)
         top += LINE_PX
     return canvas
+
+
+def _pixels(record: Evidence) -> NDArray[np.uint8]:
+    assert record.pixels_HWC is not None, "a picture is drawn on pixels"
+    return record.pixels_HWC
 
 
 def _rows(record: Evidence, font: Font) -> list[Row]:

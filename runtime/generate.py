@@ -56,6 +56,13 @@ class Drafts(Protocol):
         """A pass over so many tokens took so long, in time of the thread that waited for it."""
 
 
+class Notes(Protocol):
+    """What is told of every pass's choice; confidence.Likelihood is the one."""
+
+    def note(self, logits: NDArray[np.float32], tokens: Sequence[int]) -> None:
+        """These tokens were chosen from the first rows of (R, vocab) logits, one a row."""
+
+
 def now_ms() -> float:
     """Milliseconds of the monotonic clock that deadlines are measured on."""
     return time.monotonic() * 1000.0
@@ -121,7 +128,7 @@ class Generation:
 
     def __init__(
         self, decoder: Decoder, cache: KVCache, logits: NDArray[np.float32], position: int, limits: Limits,
-        drafts: Drafts | None = None, choose: Choose = greedy,
+        drafts: Drafts | None = None, choose: Choose = greedy, notes: Notes | None = None,
     ) -> None:  # fmt: skip
         """Go on after a prompt pass.
 
@@ -129,10 +136,11 @@ class Generation:
             logits: (1, vocab) float32 of the prompt's last token.
             position: M-RoPE position of the first generated token.
             drafts: foresees tokens; None decodes one by one.
+            notes: is told what was chosen from which logits.
         """
         assert logits.shape == (1, decoder.geometry.vocab), logits.shape
         self.decoder, self.cache, self.limits = decoder, cache, limits
-        self.drafts, self.choose = drafts, choose
+        self.drafts, self.choose, self.notes = drafts, choose, notes
         self.logits = logits
         self.position = position  # of the next token to be read
         self.token_ids: list[int] = []
@@ -151,6 +159,8 @@ class Generation:
             self._keep(len(won) - 1, len(drafted))
             if self.drafts is not None:
                 self.drafts.chosen(won)
+            if self.notes is not None:
+                self.notes.note(self.logits, won)
             for token in won:
                 self.token_ids.append(token)
                 if token in self.limits.end_ids:

@@ -3,17 +3,23 @@
 Layout    JSON schema `rexthinker-edge/result/1`, see `Result.to_json`. Boxes are (x0, y0, x1, y1) in pixels
           of the upright original; candidates count from 0, so that `candidates[i].index == i`.
 Contract  `boxes` is empty unless `status` is FOUND, and then holds candidates' own boxes, unrounded.
-Elsewhere how they come about: scene.py; statuses: answer.py; verdicts: trace.py.
+          An answer withheld because it was not sure enough has the status UNGROUNDED and an `abstention`.
+Elsewhere how they come about: scene.py; statuses: answer.py; verdicts: trace.py; confidence: confidence.py;
+          what a thought rests on: explain.py.
 Source    docs/sources.md#result
 """
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rexthinker_edge.runtime.answer import Status
 from rexthinker_edge.runtime.strict_json import to_json
 from rexthinker_edge.runtime.trace import Verdict
+
+if TYPE_CHECKING:
+    from rexthinker_edge.runtime.explain import Explanation
+    from rexthinker_edge.runtime.image import Source
 
 SCHEMA = "rexthinker-edge/result/1"
 BoxRow = list[float]
@@ -47,6 +53,7 @@ class Step:
     text: str
     candidates: tuple[int, ...]
     verdicts: tuple[Verdict, ...]  # one per candidate of this step; not in the JSON
+    confidences: tuple[float | None, ...] = ()  # of each of `verdicts`; not in the JSON
 
 
 @dataclass(frozen=True)
@@ -90,8 +97,37 @@ class BundleInfo:
 
 
 @dataclass(frozen=True)
+class CandidateVerdict:
+    """What the thought ends with about one candidate, and how sure of it the model was, from 0 to 1.
+
+    `confidence` is None where the thought gives no mark.
+    """
+
+    candidate: int
+    verdict: Verdict
+    confidence: float | None
+
+
+@dataclass(frozen=True)
+class Abstention:
+    """Why an answer was withheld, and what it was: for a person to look at, not to act on."""
+
+    reason: str
+    max_risk: float  # as asked for
+    threshold: float  # the confidence that is not exceeded
+    status: Status  # of the answer: FOUND or ABSENT
+    boxes: list[BoxRow]
+
+
+@dataclass(frozen=True)
 class Result:
-    """The answer to one expression, and what made it."""
+    """The answer to one expression, and what made it.
+
+    Attributes:
+        confidence: of the answer, from 0 to 1, also of one withheld; None where there is no answer.
+        verdicts: one per candidate.
+        abstention: of an answer that was not sure enough for `max_risk`; None for every other.
+    """
 
     image: ImageInfo
     category: str
@@ -104,6 +140,9 @@ class Result:
     tokens: Tokens
     ms: Milliseconds
     bundle: BundleInfo
+    confidence: float | None = None
+    verdicts: tuple[CandidateVerdict, ...] = ()
+    abstention: Abstention | None = None
     indices: tuple[int, ...] = ()  # candidates that `boxes` are; not in the JSON
     text: str = ""  # the whole output, for a malformed one; not in the JSON
     token_ids: tuple[int, ...] = ()  # as generated, end token included; not in the JSON
@@ -114,8 +153,32 @@ class Result:
         for name in ("indices", "text", "token_ids"):
             del value[name]
         for step in value["steps"]:
-            del step["verdicts"]
+            del step["verdicts"], step["confidences"]
         return value
+
+    def explain(self, picture: "Source | None" = None) -> "Explanation":
+        """What the answer rests on: which words of the thought speak of which candidates, with verdicts.
+
+        Args:
+            picture: the picture asked about (`scene.picture.pixels_HWC`, its path, …), to be drawn on; boxes
+                alone are drawn when None.
+
+        Raises:
+            ImageError: it cannot be read, or is another picture.
+        """
+        from rexthinker_edge.runtime.explain import explain  # noqa: PLC0415 -- it imports this module
+
+        return explain(self, picture)
+
+    def grounded_trace(self, points: bool = False) -> str:
+        """The thought with its evidence in it: `<obj> Ball 3 | [x1, y1, x2, y2] </obj>`, 0 to 1000.
+
+        Args:
+            points: the boxes' centres, `[x, y]`, instead of the boxes.
+        """
+        from rexthinker_edge.runtime.explain import grounded_trace  # noqa: PLC0415 -- it imports this module
+
+        return grounded_trace(self, points)
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ from dataclasses import dataclass, field, replace
 
 from rexthinker_edge.runtime.answer import Answer, Status, read_answer
 from rexthinker_edge.runtime.bundle import PromptSettings, TokenIds
+from rexthinker_edge.runtime.confidence import Likelihood, Sureness, sureness
 from rexthinker_edge.runtime.deadline import Deadline, DeadlinePassed
 from rexthinker_edge.runtime.decoder import Decoder, KVCache
 from rexthinker_edge.runtime.draft import Drafter, Drafting, SceneDrafts
 from rexthinker_edge.runtime.errors import OptionError, SceneBusyError, TextError
-from rexthinker_edge.runtime.generate import Generation, Limits, now_ms
+from rexthinker_edge.runtime.generate import Finish, Generation, Limits, now_ms
 from rexthinker_edge.runtime.image import Picture
 from rexthinker_edge.runtime.manner import Manner
 from rexthinker_edge.runtime.positions import text_positions
@@ -29,6 +30,7 @@ from rexthinker_edge.runtime.prefix_tree import PrefixTree
 from rexthinker_edge.runtime.prompt import suffix
 from rexthinker_edge.runtime.prompt_path import PromptPath
 from rexthinker_edge.runtime.result import (
+    Abstention,
     BundleInfo,
     Candidate,
     CandidatesEvent,
@@ -40,6 +42,7 @@ from rexthinker_edge.runtime.result import (
     TextEvent,
     Tokens,
 )
+from rexthinker_edge.runtime.risk import RiskCard, threshold
 from rexthinker_edge.runtime.sight import Sight, decision, told
 from rexthinker_edge.runtime.together import TOGETHER, Question, Written, answer_together
 from rexthinker_edge.runtime.tokens import TextTokenizer, check_text
@@ -57,6 +60,27 @@ class Language:
     tokens: TokenIds
     bundle: BundleInfo
     drafting: Drafting | None = None  # None never drafts
+    risk: RiskCard | None = None  # None: no answer can be withheld for its risk
+
+
+@dataclass(frozen=True)
+class Bar:
+    """How sure an answer must be to be given, and for which risk."""
+
+    max_risk: float
+    threshold: float
+
+    def held_against(self, result: Result) -> Result:
+        """The result, or the same with its answer withheld."""
+        sure = result.confidence
+        if sure is None or sure > self.threshold:
+            return result
+        reason = (
+            f"the answer's confidence is {sure:.4f}, more than {self.threshold:.4f} is needed "
+            f"for a risk of {self.max_risk:g}"
+        )
+        abstention = Abstention(reason, self.max_risk, self.threshold, result.status, result.boxes)
+        return replace(result, status=Status.UNGROUNDED, boxes=[], indices=(), abstention=abstention)
 
 
 @dataclass(frozen=True)
@@ -66,6 +90,7 @@ class _Asked:
     expression: str
     token_ids: list[int]
     manner: Manner = field(default_factory=Manner)
+    bar: Bar | None = None  # how sure the answer must be
 
 
 class Scene:
@@ -98,6 +123,7 @@ class Scene:
     def refer(
         self, expression: str, max_new_tokens: int | None = None, deadline_ms: float | None = None, *,
         drafting: bool | None = None, temperature: float = 0.0, seed: int | None = None,
+        max_risk: float | None = None,
     ) -> Result:  # fmt: skip
         """Find what an expression means among the candidates.
 
@@ -109,38 +135,47 @@ class Scene:
                 None: as `load` was told.
             temperature: 0 gives the likeliest answer; above, tokens are drawn from softmax(logits / it).
             seed: of the drawing.
+            max_risk: of the answers given, the share that may be wrong, such as 0.05: an answer less sure
+                than the bundle's calibration asks for is withheld, its status UNGROUNDED and `abstention`
+                telling what it was. What that promises, and when, is in docs/risk.md.
 
         Raises:
             TextError: the expression is empty, too long or has control characters.
-            OptionError: a limit is not positive, prompt and answer together exceed the bundle's length, or
-                temperature and seed cannot be honoured.
+            OptionError: a limit is not positive, prompt and answer together exceed the bundle's length,
+                temperature and seed cannot be honoured, or the bundle cannot hold `max_risk`.
             SceneBusyError: this scene is answering already.
         """
         events = self.stream(
-            expression, max_new_tokens, deadline_ms, drafting=drafting, temperature=temperature, seed=seed
-        )
+            expression, max_new_tokens, deadline_ms, drafting=drafting, temperature=temperature, seed=seed,
+            max_risk=max_risk,
+        )  # fmt: skip
         for event in events:
             if isinstance(event, ResultEvent):
                 return event.result
         raise AssertionError("a stream ends with its result")
 
     def refer_many(
-        self, expressions: Iterable[str], max_new_tokens: int | None = None, deadline_ms: float | None = None
-    ) -> list[Result]:
+        self, expressions: Iterable[str], max_new_tokens: int | None = None, deadline_ms: float | None = None,
+        *, max_risk: float | None = None,
+    ) -> list[Result]:  # fmt: skip
         """One result per expression, in order; every expression is checked before the first is answered.
 
         They are decoded together, `TOGETHER` at a time, where the bundle's decoder allows it (bundles of
-        earlier versions do not); the results are those of asking one by one.
+        earlier versions do not); the results are those of asking one by one, but for the last digits of
+        confidences, which are read from rows that round otherwise.
 
         Args:
             deadline_ms: for each expression, from when its decoding begins.
+            max_risk: as in `refer`.
         """
         checked = [check_text("expression", expression) for expression in expressions]
-        limit = self._limit(max_new_tokens, deadline_ms)
-        asked = [self._asked(expression, limit) for expression in checked]
+        limit, bar = self._limit(max_new_tokens, deadline_ms), self._bar(max_risk)
+        asked = [replace(self._asked(expression, limit), bar=bar) for expression in checked]
         prompt = self._prompt
         if prompt is None or len(asked) < 2 or not self._language.decoder.geometry.branches:
-            return [self.refer(one.expression, max_new_tokens, deadline_ms) for one in asked]
+            return [
+                self.refer(one.expression, max_new_tokens, deadline_ms, max_risk=max_risk) for one in asked
+            ]
         results: list[Result] = []
         with self._answering_alone():
             for start in range(0, len(asked), TOGETHER):
@@ -150,9 +185,11 @@ class Scene:
     def stream(
         self, expression: str, max_new_tokens: int | None = None, deadline_ms: float | None = None, *,
         drafting: bool | None = None, temperature: float = 0.0, seed: int | None = None,
+        max_risk: float | None = None,
     ) -> Iterator[Event]:  # fmt: skip
         """As `refer`, told as it happens: the candidates, pieces of text, the decision, the result.
 
+        With `max_risk` no decision is told before the result: it might have to be taken back.
         Arguments are checked at the call; the scene stays busy until the iterator ends or is closed.
         """
         started = now_ms()
@@ -160,7 +197,13 @@ class Scene:
         limit = self._limit(max_new_tokens, deadline_ms)
         manner = Manner(drafting, temperature, seed)
         manner.check()
-        asked = replace(self._asked(expression, limit), manner=manner)
+        bar = self._bar(max_risk)
+        if bar is not None and temperature:
+            raise OptionError(
+                f"max_risk: {max_risk:g} at temperature {temperature:g}, but the calibration's answers were "
+                "the likeliest ones. Leave one of the two out."
+            )
+        asked = replace(self._asked(expression, limit), manner=manner, bar=bar)
         until = None if deadline_ms is None else started + deadline_ms
         limits = Limits(frozenset(self._language.tokens.eos), limit, until)
         return self._events(asked, limits)
@@ -211,11 +254,13 @@ class Scene:
             prefilled = now_ms()
             after = prompt.next_position + len(question)
             drafts, choose = self._drafter(asked, lent.cache, after), asked.manner.choose()
-            generation = Generation(language.decoder, lent.cache, logits, after, limits, drafts, choose)
-            text = yield from self._text_events(generation)
+            notes, decoder = Likelihood(), language.decoder
+            generation = Generation(decoder, lent.cache, logits, after, limits, drafts, choose, notes)
+            text = yield from self._text_events(generation, decide=asked.bar is None)
             assert generation.finish is not None
             ms = Milliseconds(prefill=prefilled - begun, generate=now_ms() - prefilled)
-            written = Written(text, generation.finish, tuple(generation.token_ids), generation.passes, ms)
+            ids = tuple(generation.token_ids)
+            written = Written(text, generation.finish, ids, generation.passes, ms, notes)
             yield ResultEvent(self._written(asked, written, lent.reused))
 
     def _drafter(self, asked: _Asked, cache: KVCache, position: int) -> Drafter | None:
@@ -227,9 +272,11 @@ class Scene:
             self._drafts = drafting.scene(language.tokenizer, self.category, self._sight.hints.tolist())
         return self._drafts.answer(asked.expression, asked.token_ids, language.decoder, cache, position)
 
-    def _text_events(self, generation: Generation) -> Generator[TextEvent | DecidedEvent, None, str]:
-        """Text as it comes, and the decision once; returns the whole text."""
-        stream, pieces, decided = self._language.tokenizer.stream(), list[str](), False
+    def _text_events(
+        self, generation: Generation, decide: bool
+    ) -> Generator[TextEvent | DecidedEvent, None, str]:
+        """Text as it comes, and the decision once, where it may be told; returns the whole text."""
+        stream, pieces, decided = self._language.tokenizer.stream(), list[str](), not decide
         for token in generation:
             pieces.append(stream.push(token))
             if pieces[-1]:
@@ -278,8 +325,15 @@ class Scene:
         reused = found if self._told else min(found, self._sight.reused)
         length = self._prompt.length + len(asked.token_ids)
         tokens = Tokens(length, reused, len(written.token_ids), written.passes)
-        result = self._result(asked, answer, tokens, written.ms, written.text)
-        return replace(result, token_ids=written.token_ids)
+        sure = self._sureness(written, answer.status)
+        result = self._result(asked, answer, tokens, written.ms, written.text, sure)
+        result = replace(result, token_ids=written.token_ids)
+        return result if asked.bar is None else asked.bar.held_against(result)
+
+    def _sureness(self, written: Written, status: Status) -> Sureness:
+        spoken = written.token_ids[:-1] if written.finish is Finish.STOP else written.token_ids
+        count = len(self.candidates)
+        return sureness(written.likelihood, self._language.tokenizer, spoken, self.category, count, status)
 
     def _late(self, asked: _Asked) -> Result:
         assert self._prompt is not None
@@ -287,10 +341,12 @@ class Scene:
         return self._result(asked, Answer(Status.TIMEOUT), tokens, Milliseconds())
 
     def _result(
-        self, asked: _Asked, answer: Answer, tokens: Tokens, ms: Milliseconds, text: str = ""
-    ) -> Result:
+        self, asked: _Asked, answer: Answer, tokens: Tokens, ms: Milliseconds, text: str = "",
+        sure: Sureness | None = None,
+    ) -> Result:  # fmt: skip
         first, self._told = not self._told, True
-        return told(self._sight, asked.expression, answer, tokens, ms, text, first, self._language.bundle)
+        bundle = self._language.bundle
+        return told(self._sight, asked.expression, answer, tokens, ms, text, first, bundle, sure)
 
     def _asked(self, expression: str, limit: int) -> _Asked:
         language = self._language
@@ -298,6 +354,12 @@ class Scene:
         if self._prompt is not None:
             _check_room(self._prompt.length + len(token_ids), limit, language.decoder.geometry.max_length)
         return _Asked(expression, token_ids)
+
+    def _bar(self, max_risk: float | None) -> Bar | None:
+        if max_risk is None:
+            return None
+        language = self._language
+        return Bar(max_risk, threshold(language.risk, language.bundle.name, max_risk))
 
     def _limit(self, max_new_tokens: int | None, deadline_ms: float | None) -> int:
         limit = self._language.prompt.max_new_tokens if max_new_tokens is None else max_new_tokens

@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rexthinker_edge.runtime.answer import Answer
+from rexthinker_edge.runtime.confidence import Sureness
 from rexthinker_edge.runtime.image import Picture
 from rexthinker_edge.runtime.result import (
     BundleInfo,
     Candidate,
+    CandidateVerdict,
     DecidedEvent,
     ImageInfo,
     Milliseconds,
@@ -21,7 +23,7 @@ from rexthinker_edge.runtime.result import (
     Tokens,
     with_verdicts,
 )
-from rexthinker_edge.runtime.trace import Verdict, read_trace
+from rexthinker_edge.runtime.trace import Section, Verdict, read_trace
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,14 @@ class Sight:
 
 def told(
     sight: Sight, expression: str, answer: Answer, tokens: Tokens, ms: Milliseconds, text: str, first: bool,
-    bundle: BundleInfo,
+    bundle: BundleInfo, sure: Sureness | None = None,
 ) -> Result:  # fmt: skip
     """The result of one expression.
 
     Args:
         text: everything generated.
         first: the scene's first result, which tells what looking took.
+        sure: read from the same text; None where nothing was generated.
     """
     seen = sight.picture
     trace = read_trace(text, sight.category, len(sight.candidates))
@@ -57,13 +60,25 @@ def told(
         boxes=[list(sight.candidates[index].box) for index in answer.indices],
         candidates=with_verdicts(sight.candidates, trace.verdicts),
         thought=trace.thought,
-        steps=tuple(Step(s.title, s.text, s.mentioned, s.verdicts) for s in trace.sections),
+        steps=tuple(_step(section, k, sure) for k, section in enumerate(trace.sections)),
         tokens=tokens,
         ms=_summed(ms, sight.ms if first else Milliseconds()),
         bundle=bundle,
+        confidence=None if sure is None else sure.answer,
+        verdicts=tuple(
+            CandidateVerdict(index, verdict, None if sure is None else sure.verdicts[index])
+            for index, verdict in enumerate(trace.verdicts)
+        ),
         indices=answer.indices,
         text=text,
     )
+
+
+def _step(section: Section, place: int, sure: Sureness | None) -> Step:
+    told = sure.checks[place] if sure is not None else (None,) * len(section.checks)
+    given = {check.index: confidence for check, confidence in zip(section.checks, told, strict=True)}
+    confidences = tuple(given.get(index) for index in section.mentioned)
+    return Step(section.title, section.text, section.mentioned, section.verdicts, confidences)
 
 
 def decision(sight: Sight, text: str) -> DecidedEvent | None:

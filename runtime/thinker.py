@@ -39,6 +39,7 @@ from rexthinker_edge.runtime.prefix_tree import PrefixTree
 from rexthinker_edge.runtime.providers import Placement, read_device, require_cuda
 from rexthinker_edge.runtime.qwen_pixels import PixelLimits
 from rexthinker_edge.runtime.result import BundleInfo
+from rexthinker_edge.runtime.risk import threshold
 from rexthinker_edge.runtime.scene import Language, Scene, check_deadline
 from rexthinker_edge.runtime.session_check import check_decoder, check_vision
 from rexthinker_edge.runtime.tokens import TextTokenizer, check_text
@@ -102,6 +103,14 @@ class Thinker:
         """
         return restore_scene(self._looker, Path(path))
 
+    def threshold(self, max_risk: float) -> float:
+        """How sure an answer must be for `refer(max_risk=…)` to give it.
+
+        Raises:
+            OptionError: it is no share between 0 and 1, or the bundle's calibration does not reach it.
+        """
+        return threshold(self._bundle.manifest.risk, self._bundle.manifest.name, max_risk)
+
     def describe(self) -> dict[str, Any]:
         """What runs here, and on what: plain values, fit for JSON."""
         manifest, drafting = self._bundle.manifest, self._parts.language.drafting
@@ -113,6 +122,7 @@ class Thinker:
             "threads": self._threads,
             "memory_bytes": self._memory_bytes,
             "idle_kv": self._idle_kv,
+            "risk": None if manifest.risk is None else manifest.risk.describe(),
             "drafting": None if drafting is None else drafting.describe(),
             "providers": list(self._parts.vision.session.get_providers()),
             "onnxruntime": ort.__version__,
@@ -209,7 +219,8 @@ def open_parts(opened: Bundle, options: ort.SessionOptions, device: str = "cpu")
         tokenizer = _tokenizer(opened)
         info = BundleInfo(manifest.name, opened.digest)
         drafting = Drafting(draft_table(opened))
-        language = Language(tokenizer, opening[0].result(), manifest.prompt, manifest.tokens, info, drafting)
+        prompt, tokens, risk = manifest.prompt, manifest.tokens, manifest.risk
+        language = Language(tokenizer, opening[0].result(), prompt, tokens, info, drafting, risk)
         parts = Parts(opening[2].result(), opening[1].result(), language)
     for session in (parts.vision.session, parts.language.decoder.session):
         start_packing(session)  # only now: it would take the cores from what must be there at once

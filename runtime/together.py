@@ -8,7 +8,8 @@ Layout    All answers lie in one cache, mixed: a pass reads the next token of ev
           of those that did not hold are hidden from then on.
 Contract  Token for token what asking one by one gives. Sums over mixed rows run in another order, so two
           logits that nearly tie may change places: an answer that met such a tie is read again by itself, in
-          one pass, and goes on alone from the token where it differs.
+          one pass, and goes on alone from the token where it differs. Likelihoods are those of the mixed
+          rows, so they differ from those of asking one by one in their last digits.
 Elsewhere one answer: generate.py; the pass: decoder.py; who asks: scene.py.
 """
 
@@ -19,6 +20,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rexthinker_edge.runtime.confidence import Likelihood
 from rexthinker_edge.runtime.deadline import Deadline, DeadlinePassed
 from rexthinker_edge.runtime.decoder import Decoder, KVCache
 from rexthinker_edge.runtime.generate import Finish, Generation, Limits, greedy, held, now_ms
@@ -61,6 +63,7 @@ class Written:
     token_ids: tuple[int, ...]  # end token included
     passes: int
     ms: Milliseconds  # prefill and generate only
+    likelihood: Likelihood = field(default_factory=Likelihood)
 
 
 @dataclass(eq=False)
@@ -74,6 +77,7 @@ class _Branch:
     finish: Finish | None = None
     ended_ms: float = 0.0
     passes: int = 0
+    likelihood: Likelihood = field(default_factory=Likelihood)
 
     @property
     def next_position(self) -> int:
@@ -95,6 +99,7 @@ class _Branch:
             self.token_ids.append(token)
         if self.question.drafts is not None:
             self.question.drafts.chosen(won)
+        self.likelihood.note(logits, won)
         self.passes += 1
         if won[-1] in limits.end_ids:
             self.finish = Finish.STOP
@@ -203,7 +208,8 @@ def answer_together(
         ids = branch.token_ids
         spoken = ids[:-1] if branch.finish is Finish.STOP else ids
         ms = Milliseconds(prefill=prefilled - begun, generate=branch.ended_ms - prefilled)
-        written.append(Written(tokenizer.decode(spoken), branch.finish, tuple(ids), branch.passes, ms))
+        text = tokenizer.decode(spoken)
+        written.append(Written(text, branch.finish, tuple(ids), branch.passes, ms, branch.likelihood))
     return written
 
 
@@ -223,10 +229,12 @@ def _settle(decoder: Decoder, cache: KVCache, branch: _Branch, limits: Limits) -
         cache.rewind(prefix + len(question.token_ids) + index)
         left = Limits(limits.end_ids, limits.max_new_tokens - index, limits.deadline_ms)
         after = question.position + len(question.token_ids) + index
-        generation = Generation(decoder, cache, row[None], after, left)
+        notes = Likelihood()
+        generation = Generation(decoder, cache, row[None], after, left, notes=notes)
         for _ in generation:
             pass
         branch.token_ids[index:] = generation.token_ids
+        branch.likelihood.replace(index, notes)
         branch.finish, branch.passes = generation.finish, branch.passes + generation.passes
         break
     branch.ended_ms = now_ms()

@@ -37,6 +37,17 @@ class Check:
 
     index: int  # 0-based
     verdict: Verdict
+    start: int = 0  # of its first line, in characters of the thought
+    at: int | None = None  # likewise, of the mark that gave the verdict
+
+
+@dataclass(frozen=True)
+class Mention:
+    """A candidate's name where the thought says it: characters [start, end)."""
+
+    start: int
+    end: int
+    index: int  # 0-based
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,8 @@ class Section:
     text: str
     checks: tuple[Check, ...]
     mentioned: tuple[int, ...]  # 0-based candidates, in order of first mention
+    start: int = 0  # characters [start, end) of the thought, heading included
+    end: int = 0
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
@@ -62,6 +75,7 @@ class Trace:
     thought: str
     sections: tuple[Section, ...]
     verdicts: tuple[Verdict, ...]  # one per candidate
+    start: int = 0  # of the thought, in characters of the text it was read from
 
 
 def read_trace(text: str, category: str, candidates: int) -> Trace:
@@ -72,53 +86,95 @@ def read_trace(text: str, category: str, candidates: int) -> Trace:
         category: what the candidates are called in it.
         candidates: how many there are; numbers beyond are ignored.
     """
-    thought = thought_of(text)
+    start, thought = _thought(text)
     sections = tuple(_sections(thought, category, candidates))
-    return Trace(thought, sections, _verdicts(sections, candidates))
+    return Trace(thought, sections, _verdicts(sections, candidates), start)
 
 
 def thought_of(text: str) -> str:
     """What stands between `<think>` and the `</think>` before the answer, or all of it when cut short."""
+    return _thought(text)[1]
+
+
+def mentions(thought: str, category: str, candidates: int) -> list[Mention]:
+    """Every place of a thought that names a candidate which exists, in order, none over another.
+
+    A candidate line's own name counts whatever it calls the candidate; elsewhere it is the category's.
+    """
+    found, place = list[Mention](), 0
+    for line in thought.splitlines(keepends=True):
+        own = _line_name(line, category)
+        if own is not None and own[2] in range(candidates):
+            found.append(Mention(place + own[0], place + own[1], own[2]))
+        behind = own[1] if own is not None else 0
+        for match in re.finditer(_named_elsewhere(category), line, re.IGNORECASE):
+            index = int(match.group(1)) - 1
+            if match.start() >= behind and index in range(candidates):
+                found.append(Mention(place + match.start(), place + match.end(), index))
+        place += len(line)
+    return found
+
+
+def _thought(text: str) -> tuple[int, str]:
+    """The thought, and where in the text it begins."""
     before, opened, after = text.partition("<think>")
     rest = after if opened else before
     matches = list(re.finditer(r"</think>\s*<answer>", rest))
-    if matches:
-        return rest[: matches[0].start()].strip()
-    return rest.partition("<answer>")[0].removesuffix("</think>").strip()
+    cut_short = rest.partition("<answer>")[0].removesuffix("</think>")
+    whole = rest[: matches[0].start()] if matches else cut_short
+    leading = len(whole) - len(whole.lstrip())
+    return len(text) - len(rest) + leading, whole.strip()
 
 
 def _sections(thought: str, category: str, candidates: int) -> list[Section]:
     made: list[Section] = []
-    title, lines = None, list[str]()
-    for line in [*thought.splitlines(), None]:
-        heading = _HEADING.match(line) if line is not None else None
+    title, lines, begun, place = None, list[str](), 0, 0
+    for line in [*thought.splitlines(keepends=True), None]:
+        heading = _HEADING.match(_bare(line)) if line is not None else None
         if line is not None and heading is None:
             lines.append(line)
+            place += len(line)
             continue
         if title is not None:
-            made.append(_section(title, lines, category, candidates))
-        title, lines = heading.group(1) if heading else None, []
+            made.append(_section(title, lines, category, candidates, begun, place))
+        title, lines, begun = heading.group(1) if heading else None, [], place
+        place += len(line or "")
     return made
 
 
-def _section(title: str, lines: list[str], category: str, candidates: int) -> Section:
-    checks: dict[int, Verdict] = {}
-    current = -1  # lines before the first candidate's
+def _bare(line: str) -> str:
+    """A line without what ends it."""
+    return "".join(line.splitlines())
+
+
+def _section(
+    title: str, lines: list[str], category: str, candidates: int, start: int, end: int
+) -> Section:  # fmt: skip
+    checks: dict[int, Check] = {}
+    current, place = -1, end - sum(map(len, lines))  # lines before the first candidate's
     for line in lines:
         named = _named(line, category)
         current = current if named is None else named
         if current in range(candidates):
-            marks = _MARK.findall(line)
-            checks.setdefault(current, Verdict.UNKNOWN)
+            marks = list(_MARK.finditer(line))
+            check = checks.setdefault(current, Check(current, Verdict.UNKNOWN, place))
             if marks:
-                checks[current] = _VERDICTS[marks[-1]]
-    text = "\n".join(lines).strip()
+                verdict, at = _VERDICTS[marks[-1].group()], place + marks[-1].start()
+                checks[current] = Check(current, verdict, check.start, at)
+        place += len(line)
+    text = "\n".join(_bare(line) for line in lines).strip()
     mentioned = tuple(checks) or _mentioned(text, category, candidates)
-    return Section(title, text, tuple(Check(index, verdict) for index, verdict in checks.items()), mentioned)
+    return Section(title, text, tuple(checks.values()), mentioned, start, end)
 
 
 def _named(line: str, category: str) -> int | None:
     """The candidate a line is about, which may not exist; None for a line that begins no candidate."""
+    name = _line_name(line, category)
+    return None if name is None else name[2]
+
+
+def _line_name(line: str, category: str) -> tuple[int, int, int] | None:
+    """Where a candidate line says its candidate's name, and which candidate that is."""
     match = _LINE.match(line)
     if match is None:
         return None
@@ -126,11 +182,15 @@ def _named(line: str, category: str) -> int | None:
     is_category = name.casefold() == category.casefold()
     if not is_category and (bullet is None or name.casefold() == "step" or len(name.split()) > 3):
         return None
-    return int(number) - 1
+    return match.start(2), match.end(3), int(number) - 1
+
+
+def _named_elsewhere(category: str) -> str:
+    return rf"\b{re.escape(category)}\s+(\d{{1,4}})\b"
 
 
 def _mentioned(text: str, category: str, candidates: int) -> tuple[int, ...]:
-    numbers = re.findall(rf"\b{re.escape(category)}\s+(\d{{1,4}})\b", text, re.IGNORECASE)
+    numbers = re.findall(_named_elsewhere(category), text, re.IGNORECASE)
     indices = (int(number) - 1 for number in numbers)
     return tuple(dict.fromkeys(index for index in indices if 0 <= index < candidates))
 

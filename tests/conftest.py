@@ -32,6 +32,7 @@ SPECIALS = [
 ]
 DETECTED = [[10.0, 20.0, 60.0, 80.0], [70.0, 20.0, 120.0, 80.0], [130.0, 20.0, 190.5, 80.0]]
 VOCABULARY = 400
+SURE = 20.0  # logit of what is said, all others 0: a probability of 1 - 8e-7
 
 
 def write_tokenizer(path: Path) -> None:
@@ -143,7 +144,7 @@ class FakeDecoder:
         for row, (id_, position) in enumerate(zip(embeds[:, 0].astype(int), positions.T, strict=True)):
             cache.ids.append(int(id_))
             cache.positions.append(position.tolist())
-            logits[row, self._next(cache)] = 1
+            logits[row, self._next(cache)] = SURE
         self.read += len(embeds) if last_only else 0
         return logits[-1:] if last_only else logits
 
@@ -248,7 +249,8 @@ def make_world(tmp_path, monkeypatch):
 
         def open_parts(opened, options, device):
             info = BundleInfo(opened.manifest.name, opened.digest)
-            language = Language(tokenizer, decoder, opened.manifest.prompt, opened.manifest.tokens, info)
+            prompt, tokens = opened.manifest.prompt, opened.manifest.tokens
+            language = Language(tokenizer, decoder, prompt, tokens, info, risk=opened.manifest.risk)
             return thinkers.Parts(detector, vision, language)
 
         monkeypatch.setattr(thinkers, "open_parts", open_parts)

@@ -60,6 +60,11 @@ PATH = click.Path(path_type=Path)
 @click.option("--threads", type=click.IntRange(min=1), help="Cores of one process; all when left out.")
 @click.option("--out", type=PATH, help="Keep the run here, and go on from it.  [default: runs/NAME.jsonl]")
 @click.option("--write-predictions", type=PATH, help="Write a HumanRef prediction file.")
+@click.option(
+    "--calibrate-risk",
+    is_flag=True,
+    help="Put into the bundle how sure answers must be for a stated share of wrong ones.",
+)
 @click.option("--report", "report_path", type=PATH, help="Write the whole report as JSON.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def evaluate(spec: str, images: Path | None, predictions: Path | None, **options: Any) -> None:
@@ -71,6 +76,9 @@ def evaluate(spec: str, images: Path | None, predictions: Path | None, **options
 
     subject = _subject_spec(options.pop("bundle"), options.pop("checkpoint"), options.pop("dtype"))
     as_json, report_path = options.pop("as_json"), options.pop("report_path")
+    named = predictions is None and subject not in (None, "small") and "@" not in str(subject)
+    if options["calibrate_risk"] and not named:
+        raise click.UsageError("--calibrate-risk writes into a bundle: name yours with --bundle.")
     with open_dataset(spec, images) as dataset:
         if predictions is not None:
             if subject is not None or options["write_predictions"]:
@@ -126,11 +134,16 @@ def _ask(dataset: "Dataset", images: Path | None, subject: str, options: dict[st
     if options["write_predictions"] is not None:
         answered = (i for i in finished.items if i.status in (Status.FOUND, Status.ABSENT))
         write_predictions(options["write_predictions"], ((item.id, item.boxes) for item in answered))
-    return {
+    told = {
         **{key: finished.header[key] for key in ("dataset", "subject", "plan")},
         **report(finished.items, as_published=options["as_published"]),
         "problems": [str(problem) for problem in finished.problems],
     }
+    if not options["calibrate_risk"]:
+        return told
+    from rexthinker_edge.commands.risk_card import store_risk  # noqa: PLC0415
+
+    return told | {"risk": store_risk(Path(subject), finished)}
 
 
 def _run(dataset: "Dataset", images: Path | None, subject: str, options: dict[str, Any]) -> "Finished":

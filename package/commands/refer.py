@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rexthinker_edge.commands.explaining import check_explanation, write_explanation
 from rexthinker_edge.progress import phase
 from rexthinker_edge.runtime.errors import BoxError
 
@@ -56,6 +57,18 @@ EXIT_CODES = {
 @click.option("--device", default="cpu", show_default=True, help="Where to run.")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Cores to use; all of them.")
 @click.option("--no-draft", is_flag=True, help="One token a pass: slower, the same answer.")
+@click.option(
+    "--max-risk",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="SHARE",
+    help="Withhold answers so that of those given no more than this share is wrong, such as 0.05.",
+)
+@click.option(
+    "--explain",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write what the answer rests on: .html, .svg, .json or .txt.",
+)
 def refer(
     image: Path,
     category: str,
@@ -70,21 +83,26 @@ def refer(
     device: str,
     threads: int | None,
     no_draft: bool,
+    max_risk: float | None,
+    explain: Path | None,
 ) -> int:
     """Find what each EXPRESSION means among the things of CATEGORY in IMAGE.
 
-    Exit code: 0 found, 3 absent, 4 no candidates, 5 no usable answer, 1 error, 2 usage.
+    Exit code: 0 found, 3 absent, 4 no candidates, 5 no usable answer or one withheld, 1 error, 2 usage.
     """
     if as_json and stream:
         raise click.UsageError("--json and --stream exclude each other: a stream is for reading.")
-    if out is not None and len(expressions) > 1:
-        raise click.UsageError("--out draws one expression: ask for one at a time.")
+    if len(expressions) > 1 and (out is not None or explain is not None):
+        name, does = ("--out", "draws") if out is not None else ("--explain", "is about")
+        raise click.UsageError(f"{name} {does} one expression: ask for one at a time.")
     from rexthinker_edge.runtime.draw import check_target, draw_result, save_whole  # noqa: PLC0415
     from rexthinker_edge.runtime.image import read_picture  # noqa: PLC0415
     from rexthinker_edge.runtime.tokens import check_text  # noqa: PLC0415
 
     if out is not None:
         check_target(out)
+    if explain is not None:
+        check_explanation(explain)
     category, asked = check_text("category", category), [check_text("expression", e) for e in expressions]
     given = None if boxes is None else read_boxes(boxes)
     picture = read_picture(image)
@@ -92,19 +110,24 @@ def refer(
         from rexthinker_edge.runtime.thinker import load  # noqa: PLC0415
 
         thinker = load(bundle, device=device, threads=threads, drafting=not no_draft)
+    if max_risk is not None:
+        thinker.threshold(max_risk)  # what cannot be promised is told before the work
     begun = time.monotonic()
     with phase(f"looking for every {category}"):
         scene = thinker.look(picture, category, boxes=given, deadline_ms=deadline)
     left = None if deadline is None else max(deadline - (time.monotonic() - begun) * 1000, 1e-3)
     if stream or len(asked) == 1:
-        results = [_ask(scene, expression, max_new_tokens, left, as_json, stream) for expression in asked]
+        asking = scene, max_new_tokens, left, max_risk
+        results = [_ask(expression, *asking, as_json, stream) for expression in asked]
     else:
         with phase(f"thinking about {len(asked)} expressions"):
-            results = scene.refer_many(asked, max_new_tokens, left)
+            results = scene.refer_many(asked, max_new_tokens, left, max_risk=max_risk)
         for result in results:
             _show(result, as_json)
     if out is not None:
         save_whole(draw_result(picture, results[0]), out)
+    if explain is not None:
+        write_explanation(results[0].explain(picture.pixels_HWC), explain)
     return max(EXIT_CODES[result.status] for result in results)
 
 
@@ -134,22 +157,23 @@ def read_boxes(path: Path) -> list[Any]:
 
 
 def _ask(
-    scene: "Scene",
     expression: str,
+    scene: "Scene",
     max_new_tokens: int | None,
     deadline: float | None,
+    max_risk: float | None,
     as_json: bool,
     stream: bool,
 ) -> "Result":
     if not stream:
         with phase(f"thinking about {expression}"):
-            result = scene.refer(expression, max_new_tokens, deadline)
+            result = scene.refer(expression, max_new_tokens, deadline, max_risk=max_risk)
         _show(result, as_json)
         return result
     from rexthinker_edge.commands.show import Painter, show_result  # noqa: PLC0415
 
     painter = Painter(sys.stdout)
-    result = _streamed(scene, expression, max_new_tokens, deadline, painter)
+    result = _streamed(scene, expression, max_new_tokens, deadline, max_risk, painter)
     show_result(painter, result, steps=False)
     return result
 
@@ -164,12 +188,13 @@ def _show(result: "Result", as_json: bool) -> None:
 
 
 def _streamed(
-    scene: "Scene", expression: str, max_new_tokens: int | None, deadline: float | None, painter: "Painter"
-) -> "Result":
+    scene: "Scene", expression: str, max_new_tokens: int | None, deadline: float | None,
+    max_risk: float | None, painter: "Painter",
+) -> "Result":  # fmt: skip
     from rexthinker_edge.runtime.result import ResultEvent, TextEvent  # noqa: PLC0415
 
     result = None
-    for event in scene.stream(expression, max_new_tokens, deadline):
+    for event in scene.stream(expression, max_new_tokens, deadline, max_risk=max_risk):
         if isinstance(event, TextEvent):
             painter.write(event.text)
         elif isinstance(event, ResultEvent):

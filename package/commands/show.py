@@ -64,9 +64,12 @@ def show_result(painter: Painter, result: Result, steps: bool) -> None:
             console.print(Text(f"# {printable(step.title)}", style="bold"))
             painter.write(step.text)
             painter.end()
-    head = Text(f"{MEANINGS[result.status]}", style=STATUS_STYLES.get(result.status, "bold red"))
+    withheld = result.abstention
+    meaning = MEANINGS[result.status] if withheld is None else f"withheld: {withheld.reason}"
+    head = Text(meaning, style=STATUS_STYLES.get(result.status, "bold red"))
     head.append(f"  {result.expression}", style="default")
-    head.append(f"  ({len(result.candidates)} candidates, {result.ms.total:,.0f} ms)", style="dim")
+    sure = "" if result.confidence is None else f", confidence {result.confidence:.2f}"
+    head.append(f"  ({len(result.candidates)} candidates, {result.ms.total:,.0f} ms{sure})", style="dim")
     console.print(head)
     chosen = set(result.indices)
     for candidate in sorted(result.candidates, key=lambda candidate: candidate.index not in chosen):

@@ -48,7 +48,7 @@ def test_json_is_the_published_schema_field_for_field(make_world):
     value = json.loads(json.dumps(world.thinker.look(PICTURE, "ball").refer("the red ball").to_json()))
     assert list(value) == [
         "schema", "image", "category", "expression", "status", "boxes", "candidates", "thought", "steps",
-        "tokens", "ms", "bundle",
+        "tokens", "ms", "bundle", "confidence", "verdicts", "abstention",
     ]  # fmt: skip
     assert value["schema"] == "rexthinker-edge/result/1"
     picture = read_picture(PICTURE)
@@ -64,6 +64,10 @@ def test_json_is_the_published_schema_field_for_field(make_world):
     assert list(value["tokens"]) == ["prompt", "reused", "generated", "passes"]
     assert list(value["ms"]) == ["image", "detect", "vision", "prefill", "generate", "total"]
     assert list(value["bundle"]) == ["name", "digest"]
+    assert 0 < value["confidence"] <= 1
+    assert value["abstention"] is None
+    assert [list(verdict) for verdict in value["verdicts"]] == [["candidate", "verdict", "confidence"]] * 3
+    assert [v["verdict"] for v in value["verdicts"]] == [c["verdict"] for c in value["candidates"]]
 
 
 def test_the_prefix_is_read_once(make_world):
