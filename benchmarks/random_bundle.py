@@ -211,9 +211,11 @@ def fill(shape: str, place: Path, told: Told) -> Manifest:
     numbers = Numbers(seed=0)
     for plan in plans:
         for name, spots in plan.files.items():
-            known[name] = _write(
-                place / name, spots, numbers, lambda more, before=done: told(before + more, total)
-            )
+
+            def so_far(written: int, before: int = done) -> None:
+                told(before + written, total)
+
+            known[name] = _write(place / name, spots, numbers, so_far)
             done += known[name].bytes
     return seal(place, _manifest(shape, plans, small.manifest), known)
 

@@ -99,8 +99,8 @@ def test_figures_belong_together(report):
     assert report["first"]["ttft_ms"] <= report["first"]["total_ms"]
     assert 0 < report["second"]["reused"] < report["second"]["prompt"]
     assert report["bundle"]["ready_ms"]["warm"] >= report["load"]["warm_ms"]
-    assert report["bundle"]["statuses"] == {"truncated": 2 * (2 + 15)}
-    assert report["bundle"]["answer_tokens"] == 6
+    assert sum(report["bundle"]["statuses"].values()) == 2 * (2 + 1 + 2 + 4 + 8)
+    assert 1 <= report["bundle"]["answer_tokens"] <= 6
     assert 1 <= report["drafting"]["tokens_per_pass"] <= 6
     assert report["drafting"]["identical"]
     assert report["bundle"]["together_identical"]
@@ -195,6 +195,14 @@ def test_the_last_line_is_one_json_object(report, monkeypatch, style, lines):
     assert json.loads(out[-1]) == report
     assert len(out) >= lines
     assert (len(out) == 1) == (style == ("--json",))
+
+
+def test_a_shape_is_built_where_it_shall_stay_and_measured(tiny, report, monkeypatch):
+    asked = []
+    monkeypatch.setattr(benches, "bench", lambda plan, told: asked.append(plan) or report)
+    arguments = ["--shape", "tiny", "--keep", str(tiny), "--picture", "64x48", "--threads", "2", "--json"]
+    assert CliRunner().invoke(command, arguments).exit_code == 0
+    assert asked == [Plan(bundle=tiny, threads=2, size=(64, 48))]
 
 
 @pytest.mark.parametrize("text", [as_table, as_markdown])
