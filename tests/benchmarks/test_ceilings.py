@@ -4,6 +4,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from rexthinker_edge.benchmarks import bench as benches
 from rexthinker_edge.benchmarks.ceilings import (
     Ceilings,
     block_graph,
@@ -11,6 +12,7 @@ from rexthinker_edge.benchmarks.ceilings import (
     dense_graph,
     measure_ceilings,
 )
+from rexthinker_edge.benchmarks.cuda_ceilings import half_block_graph, half_graph
 from rexthinker_edge.benchmarks.work import (
     Counted,
     DecoderWork,
@@ -23,6 +25,7 @@ from rexthinker_edge.benchmarks.work import (
 from rexthinker_edge.runtime import bundle as bundles
 from rexthinker_edge.runtime.bundle import open_bundle
 from rexthinker_edge.runtime.decoder import Decoder, Embeddings
+from rexthinker_edge.runtime.errors import DeviceError
 from rexthinker_edge.runtime.model_sizes import SHAPES, bundle_sizes
 from rexthinker_edge.runtime.positions import text_positions
 from rexthinker_edge.runtime.qwen_pixels import PixelLimits, qwen_pixels
@@ -168,3 +171,21 @@ def test_a_prompt_reads_the_weights_once_a_chunk_and_a_token_sees_what_is_before
     assert prompt.fp32_ops == 4 * sizes.layers * sizes.hidden * sum(100 + i for i in range(1, 1101))
     head = sizes.vocab * sizes.hidden
     assert prompt.int8_ops == 2 * (1100 * (sizes.decoder.weights - head) + head)
+
+
+def test_a_gpus_graphs_compute_what_they_are_said_to():
+    """On the CPU: the same graphs, the same numbers. A GPU that is not there is an error, never a figure."""
+    x = np.linspace(-1, 1, 256, dtype=np.float16).reshape(2, 128)
+    weight = np.full((128, 64), 1 / 64, np.float16)
+
+    def run(model, feeds):
+        return ort.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, feeds)[0]
+
+    sums = x.astype(np.float32).sum(axis=1, keepdims=True)
+    found = run(half_graph(x, weight), {"x": x, "weight": weight})
+    # float16 keeps 11 bits of a sum near 1
+    np.testing.assert_allclose(found, sums / 64, atol=2e-3)
+    np.testing.assert_allclose(run(half_block_graph(x), {"x": x}), sums / 128, atol=2e-3)
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        with pytest.raises(DeviceError, match="without its CUDA provider"):
+            benches.device_ceilings(benches.Plan(device="cuda"))
