@@ -1,15 +1,16 @@
 """Bytes and operations of a model's parts: of a bundle at hand, or of a published shape.
 
 Layout    `decoder`, `vision`, `detector`: bytes of weights that one pass reads, and graph nodes.
-Contract  A bundle's numbers come from its manifest and its graphs' headers. A shape's come from the
-          configuration; its bytes assume int4 decoder (4.25 bits a weight with scale and zero point per 128),
-          8-bit output layer and embeddings, 8-bit vision tower, bfloat16 detector.
+Contract  Bytes are those that a pass reads: 4 a weight in float32, which files may store in 2, and the codes
+          with their scales where a layer is in integers. A bundle's numbers come from its manifest and its
+          graphs' headers; a published shape's from the configuration and a `ShapeRecipe`. On a GPU its
+          float32 parts run in half precision: 2 bytes a weight.
 Elsewhere times: roofline.py; reading headers: tiny_onnx.py.
 Source    docs/sources.md#roofline
 """
 
+import math
 from dataclasses import dataclass
-from pathlib import Path
 
 from rexthinker_edge.runtime import bundle as bundles
 from rexthinker_edge.runtime.bundle import Bundle
@@ -87,6 +88,27 @@ class ModelSizes:
         return round(max(decoder, vision, detector))
 
 
+@dataclass(frozen=True)
+class ShapeRecipe:
+    """How a published shape would be exported; the words are those of `export`'s options.
+
+    Attributes:
+        precision: of the decoder, "int4" or "int8", in blocks of 128.
+        head_bits: of the output layer, 4 or 8.
+        embeddings: "kept" (bfloat16), "int8" or "int4".
+        vision, detector: "fp32" or "int8"; the detector's in all layers that might be (docs/detector.md):
+            how many do not move its boxes is measured at export.
+        float_bytes: of a weight in floating point, 4 on a CPU and 2 on a GPU.
+    """
+
+    precision: str = "int4"
+    head_bits: int = 8
+    embeddings: str = "int8"
+    vision: str = "int8"
+    detector: str = "fp32"
+    float_bytes: int = 4
+
+
 def bundle_sizes(opened: Bundle) -> ModelSizes:
     """The sizes of an opened bundle.
 
@@ -94,9 +116,13 @@ def bundle_sizes(opened: Bundle) -> ModelSizes:
         BundleError: a graph's header cannot be read.
     """
     shape, files = opened.manifest.decoder, opened.manifest.files
-    contents = {
-        name: read_contents(opened.file(name)) for name in (bundles.DECODER, bundles.VISION, bundles.DETECTOR)
-    }
+    # What a pass reads is told by the weights' shapes: files may store float32 numbers in half the bytes.
+    graphs = [bundles.DECODER, bundles.VISION, bundles.DETECTOR]
+    contents = {name: read_contents(opened.file(name)) for name in graphs}
+    if bundles.DETECTOR_TEXT in files:  # one detector, in two graphs
+        contents[bundles.DETECTOR] = _both(
+            contents[bundles.DETECTOR], read_contents(opened.file(bundles.DETECTOR_TEXT))
+        )
     intermediate = _rows(contents[bundles.DECODER], "model.layers.0.mlp.gate_proj")
     kv_width = shape.kv_heads * shape.head_dim
     a_layer = shape.hidden * (2 * shape.hidden + 2 * kv_width + 3 * intermediate)
@@ -105,9 +131,7 @@ def bundle_sizes(opened: Bundle) -> ModelSizes:
     blocks = {name.split(".")[2] for name in vision.weights if name.startswith("visual.blocks.")}
 
     def part(name: str, counted: float) -> Part:
-        stem = Path(name).stem
-        size = sum(entry.bytes for file, entry in files.items() if file in (name, f"{stem}.onnx.data"))
-        return Part(size, counted, contents[name].nodes)
+        return Part(_bytes_read(contents[name]), counted, contents[name].nodes)
 
     return ModelSizes(
         name=opened.manifest.name,
@@ -131,6 +155,20 @@ def _rows(contents: Contents, layer: str) -> int:
     return 0
 
 
+def _both(picture: Contents, text: Contents) -> Contents:
+    weights = picture.weights | {f"text.{name}": shape for name, shape in text.weights.items()}
+    return Contents(picture.nodes + text.nodes, weights)
+
+
+def _bytes_read(contents: Contents) -> int:
+    """Bytes of all weights as a pass reads them: codes and zero points one each, all others as float32."""
+    total = 0
+    for name, shape in contents.weights.items():
+        if not name.startswith(("rotary.", "constant_")):
+            total += math.prod(shape) * (1 if name.endswith((".codes", ".zeros")) else 4)
+    return total
+
+
 def _matrices(contents: Contents) -> float:
     """Numbers in weights of two axes and more that a pass multiplies with; tables are left out."""
     total = 0
@@ -143,31 +181,58 @@ def _matrices(contents: Contents) -> float:
     return float(total)
 
 
-INT4_BITS = 4 + (32 + 4) / 128  # a code, and scale and zero point shared by 128
+DETECTOR_ROUNDED_WEIGHTS = 35.9e6  # of the 97 layers that may be in 8 bits, docs/detector.md
 
 
-def _qwen(
-    name: str, layers: int, hidden: int, kv_width: int, intermediate: int, vocab: int, vision_out: int
-) -> ModelSizes:
-    a_layer = hidden * (2 * hidden + 2 * kv_width + 3 * intermediate)
-    head, body = vocab * hidden, layers * a_layer
-    tower, depth, wide = 1280, 32, 3420
-    merged = tower * 4
-    vision = depth * tower * (4 * tower + 3 * wide) + merged * merged / 4 + merged * vision_out / 4
-    stored = depth * tower * (4 * tower + 3 * wide) + merged * merged + merged * vision_out
+@dataclass(frozen=True)
+class _Qwen:
+    """One published shape of the language model; the vision tower is the same in all but its last layer."""
+
+    title: str
+    layers: int
+    hidden: int
+    kv_width: int
+    intermediate: int
+    vocab: int
+
+
+_QWEN = {
+    "3b": _Qwen("Qwen2.5-VL-3B shape", 36, 2048, 256, 11008, 151936),
+    "7b": _Qwen("Qwen2.5-VL-7B shape", 28, 3584, 512, 18944, 152064),
+    "32b": _Qwen("Qwen2.5-VL-32B shape", 64, 5120, 1024, 27648, 152064),
+}
+TOWER, TOWER_DEPTH, TOWER_WIDE = 1280, 32, 3420
+
+
+def published_shape(name: str, recipe: ShapeRecipe | None = None) -> ModelSizes:
+    """The sizes of a shape in `SHAPES` as `recipe` would export it."""
+    shape, made = _QWEN[name], recipe or ShapeRecipe()
+    a_layer = shape.hidden * (2 * shape.hidden + 2 * shape.kv_width + 3 * shape.intermediate)
+    head, body = shape.vocab * shape.hidden, shape.layers * a_layer
+    merged, blocks = TOWER * 4, TOWER_DEPTH * TOWER * (4 * TOWER + 3 * TOWER_WIDE)
+    # merged patches are a quarter as many as patches
+    vision = blocks + merged * merged / 4 + merged * shape.hidden / 4
+    stored = blocks + merged * merged + merged * shape.hidden
+    layer_bits = _bits(4 if made.precision == "int4" else 8)
+    rounded = DETECTOR_ROUNDED_WEIGHTS if made.detector == "int8" else 0
+    detector = (DETECTOR_WEIGHTS - rounded) * made.float_bytes + rounded
+    decoder = body * layer_bits + head * _bits(made.head_bits)
+    vision_bytes = stored * (1 if made.vision == "int8" else made.float_bytes)
+    row = {"kept": 2 * shape.hidden, "int8": shape.hidden + 4, "int4": shape.hidden * 9 // 16}
     return ModelSizes(
-        name=name,
-        decoder=Part(round(body * INT4_BITS / 8 + head * (8 + 36 / 128) / 8), body + head, 20 * layers),
-        vision=Part(round(stored), vision, 35 * depth),
-        detector=Part(346_000_000, DETECTOR_WEIGHTS, 3_000),
-        embedding_bytes=vocab * (hidden + 4),
-        layers=layers, hidden=hidden, kv_width=kv_width, intermediate=intermediate, vocab=vocab,
-        vision_hidden=tower, vision_layers=depth,
+        name=f"{shape.title}, {made.precision}",
+        decoder=Part(round(decoder / 8), body + head, 20 * shape.layers),
+        vision=Part(round(vision_bytes), vision, 35 * TOWER_DEPTH),
+        detector=Part(round(detector), DETECTOR_WEIGHTS, 2_100),
+        embedding_bytes=shape.vocab * row[made.embeddings],
+        layers=shape.layers, hidden=shape.hidden, kv_width=shape.kv_width, intermediate=shape.intermediate,
+        vocab=shape.vocab, vision_hidden=TOWER, vision_layers=TOWER_DEPTH,
     )  # fmt: skip
 
 
-SHAPES = {
-    "3b": _qwen("Qwen2.5-VL-3B shape, int4", 36, 2048, 256, 11008, 151936, 2048),
-    "7b": _qwen("Qwen2.5-VL-7B shape, int4", 28, 3584, 512, 18944, 152064, 3584),
-    "32b": _qwen("Qwen2.5-VL-32B shape, int4", 64, 5120, 1024, 27648, 152064, 5120),
-}
+def _bits(codes: int) -> float:
+    """Of a weight, with its share of a float32 scale and a zero point per 128."""
+    return codes + (32 + codes) / 128
+
+
+SHAPES = {name: published_shape(name, ShapeRecipe(float_bytes=2)) for name in _QWEN}

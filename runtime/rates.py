@@ -1,8 +1,8 @@
 """What the CPU at hand does in a second, measured on the spot with the operators a bundle uses.
 
-Contract  About three seconds. Weights are larger than any cache, so that the reading of one token's weights
+Contract  About four seconds. Weights are larger than any cache, so that the reading of one token's weights
           is timed and not the cache. The best of several runs counts: others use the machine too.
-Elsewhere published rates: devices.py; what follows: roofline.py.
+Elsewhere published rates: devices.py; what calls and operators cost: overhead.py; what follows: roofline.py.
 """
 
 import time
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rexthinker_edge.kernels.linear import lower_linear
 from rexthinker_edge.kernels.matmul_nbits import lower_matmul_nbits
-from rexthinker_edge.kernels.rms_norm import lower_rms_norm
+from rexthinker_edge.runtime.overhead import measure_overhead
 from rexthinker_edge.runtime.roofline import Rates
 from rexthinker_edge.runtime.tiny_onnx import TinyGraph
 
@@ -24,7 +24,6 @@ DENSE_ROWS = 8192  # float32: 67 MB, more than most caches hold
 INT4_ROWS = 32768  # 4 bits: 36 MB with scales
 SMALL_ROWS = 2048  # of the products of many rows: arithmetic decides there, not memory
 CHUNK = 64
-CHAIN = 300
 DETECTOR_SHARE = 0.46  # matrix products' share of the detector's time, docs/sources.md#roofline
 PATIENCE_SECONDS = 1.0  # for one figure, on a machine that is busy with other things
 
@@ -39,9 +38,9 @@ def measure_cpu(int4: bool, threads: int | None = None) -> Rates:
     dense, weight = _session(_dense(), threads), np.full((DENSE_ROWS, COLUMNS), 1 / COLUMNS, np.float32)
     one = _best(dense, _rows(1) | {"weight": weight}, 5)
     many = _best(dense, _rows(CHUNK) | {"weight": weight[:SMALL_ROWS]}, 30)
-    dispatch = _best(_session(_small_chain(), threads), {"x": np.ones((1, 64), np.float32)}, 5) / CHAIN
+    overhead = measure_overhead(int4, threads)
     flops = 2 * SMALL_ROWS * COLUMNS * CHUNK / many
-    rates = Rates(weight.nbytes / one, flops, flops, flops * DETECTOR_SHARE, dispatch)
+    rates = Rates(weight.nbytes / one, flops, flops, flops * DETECTOR_SHARE, overhead.node, overhead.call)
     if not int4:
         return rates
     stored = INT4_ROWS * COLUMNS * (4 + 36 / 128) / 8
@@ -70,17 +69,6 @@ def _int4(rows: int) -> bytes:
     graph.output(
         lower_matmul_nbits(graph, x, (codes, scales, zeros), (rows, COLUMNS), 4, 128, accuracy_level=4)
     )
-    return graph.serialise()
-
-
-def _small_chain() -> bytes:
-    """A decoder's kinds of operators on 64 numbers, too small to take time: what is left is starting them."""
-    graph = TinyGraph()
-    ones, eye = graph.constant(np.ones(64, np.float32)), graph.constant(np.eye(64, dtype=np.float32))
-    x = graph.free_input("x")
-    for _ in range(CHAIN // 3):
-        x = lower_linear(graph, graph.node("Sigmoid", [lower_rms_norm(graph, x, ones, 1e-6)]), eye)
-    graph.output(x)
     return graph.serialise()
 
 

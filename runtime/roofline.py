@@ -3,26 +3,29 @@
 What      A stage takes at least as long as its bytes need at the memory's bandwidth and its operations at the
           arithmetic's rate, whichever is longer: the roofline. What is reached of either is a share:
           `Efficiency`, taken from figures others published for such models.
-Contract  time = max(bytes / (bandwidth * share), operations / (rate * share)) + nodes * dispatch. Every term
-          is in the forecast, so that a reader can check it. Forecasts are no measurements.
+Contract  time = max(bytes / (bandwidth * share), operations / (rate * share)) + passes * (nodes * dispatch +
+          call), the last two measured on the CPU at hand (overhead.py) and 0 for others. Every term is in
+          the forecast, so that a reader can check it. Forecasts are no measurements.
 Elsewhere rates: devices.py, rates.py; sizes: model_sizes.py; printing: package/commands/plan.py.
 Source    docs/sources.md#roofline
 """
 
+import math
 from dataclasses import dataclass
 
-from rexthinker_edge.runtime.model_sizes import ModelSizes
+from rexthinker_edge.runtime.model_sizes import CHUNK_TOKENS, ModelSizes
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What a machine does in a second, and what starting one operator costs."""
+    """What a machine does in a second, and what starting one operator and one pass costs."""
 
     weight_bytes: float  # read while one token is computed
     decoder_flops: float  # of many tokens at once, with the decoder's weights
     vision_flops: float
     detector_flops: float
     dispatch_seconds: float = 0.0  # 0 where operators are queued ahead, as on a GPU
+    call_seconds: float = 0.0  # Python, binding and waking threads, once a pass
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,9 @@ class Stage:
     bytes: float
     flops: float
     nodes: int
+    calls: int
     seconds: float
-    bound: str  # what decides: memory, arithmetic or dispatch
+    bound: str  # what decides: memory, arithmetic or overhead
 
 
 @dataclass(frozen=True)
@@ -73,12 +77,15 @@ class Forecast:
     expression: float  # a further expression on the same picture, to its last token
 
 
-def _stage(name: str, bytes_read: float, flops: float, rate: float, nodes: int, rates: Rates) -> Stage:
-    by_memory, by_arithmetic = bytes_read / rates.weight_bytes, flops / rate
-    dispatch = nodes * rates.dispatch_seconds
+def _stage(
+    name: str, bytes_read: float, flops: float, rate: float, nodes: int, rates: Rates, calls: int = 1
+) -> Stage:
+    by_memory, by_arithmetic = calls * bytes_read / rates.weight_bytes, flops / rate
+    overhead = calls * (nodes * rates.dispatch_seconds + rates.call_seconds)
+    longer = max(by_memory, by_arithmetic)
     bound = "memory" if by_memory >= by_arithmetic else "arithmetic"
-    bound = "dispatch" if dispatch > max(by_memory, by_arithmetic) else bound
-    return Stage(name, bytes_read, flops, nodes, max(by_memory, by_arithmetic) + dispatch, bound)
+    bound = "overhead" if overhead > longer else bound
+    return Stage(name, calls * bytes_read, flops, nodes, calls, longer + overhead, bound)
 
 
 def forecast(sizes: ModelSizes, work: Workload, rates: Rates) -> Forecast:
@@ -94,7 +101,7 @@ def forecast(sizes: ModelSizes, work: Workload, rates: Rates) -> Forecast:
     )  # fmt: skip
     prefill = _stage(
         "prompt", sizes.decoder.bytes, sizes.prompt_flops(work.prompt_tokens), rates.decoder_flops,
-        sizes.decoder.nodes, rates,
+        sizes.decoder.nodes, rates, math.ceil(work.prompt_tokens / CHUNK_TOKENS),
     )  # fmt: skip
     token = _stage(
         "token", sizes.decoder.bytes + sizes.kv_bytes(length), sizes.token_flops(length), rates.decoder_flops,

@@ -105,9 +105,9 @@ class TinyGraph:
         self._inputs.append(_value(name, ELEMENTS[array.dtype.name], list(array.shape)))
         return name
 
-    def free_input(self, name: str) -> str:
-        """Declare a float32 input of any shape."""
-        self._inputs.append(_value(name, ELEMENTS["float32"], None))
+    def free_input(self, name: str, kind: str = "float32") -> str:
+        """Declare an input of any shape."""
+        self._inputs.append(_value(name, ELEMENTS[kind], None))
         return name
 
     def output(self, name: str) -> str:

@@ -27,12 +27,25 @@ def test_plan(device, shape, fits, capsys):
     assert ("does not fit" in capsys.readouterr().out) is not fits
 
 
+def test_precisions_change_what_it_takes(capsys):
+    spare = []
+    for given in ([], ["--vision", "fp32"], ["--detector-precision", "int8"], ["--head-bits", "4"],
+                  ["--embeddings", "int4"], ["--precision", "int8"]):  # fmt: skip
+        assert run(["plan", "--device", "rtx-3060", "--shape", "7b", *given, "--json"]) == 0
+        spare.append(json.loads(capsys.readouterr().out)["spare_bytes"])
+    usual, wide_vision, small_detector, small_head, small_table, wide_decoder = spare
+    assert wide_decoder < wide_vision < usual < small_detector < small_table < small_head
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--picture", "big"], "--picture: 'big', width x height is needed"),
         (["--bundle", "x", "--shape", "7b"], "--bundle and --shape exclude each other"),
         (["--device", "toaster"], "'toaster' is not one of"),
+        (["--vision-precision", "int8"], "--vision: a bundle has its own, this goes with --shape"),
+        (["--detector-precision", "int8"], "--detector-precision: a bundle has its own"),
+        (["--shape", "7b", "--threads", "1"], "--threads: of the CPU at hand, and another device was named"),
     ],
 )
 def test_plan_refuses(arguments, said, capsys):

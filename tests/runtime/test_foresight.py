@@ -6,11 +6,13 @@ import onnxruntime as ort
 import pytest
 
 from rexthinker_edge.commands.machine_checks import attempt, check_camera, check_package, numbers
+from rexthinker_edge.runtime.bundle import open_bundle
 from rexthinker_edge.runtime.detector_kernel_checks import detector_kernels
 from rexthinker_edge.runtime.devices import DEVICES
 from rexthinker_edge.runtime.errors import BundleError
 from rexthinker_edge.runtime.kernel_checks import kernels, run_kernel
-from rexthinker_edge.runtime.model_sizes import SHAPES
+from rexthinker_edge.runtime.model_sizes import SHAPES, ShapeRecipe, bundle_sizes, published_shape
+from rexthinker_edge.runtime.overhead import measure_overhead, tiny_decoder
 from rexthinker_edge.runtime.roofline import Rates, Workload, fit, forecast
 from rexthinker_edge.runtime.thinker import small_bundle
 from rexthinker_edge.runtime.tiny_onnx import TinyGraph, read_contents
@@ -76,6 +78,48 @@ def test_forecast_by_hand():
     assert found.stages[2].seconds == pytest.approx(prompt, rel=1e-3)
     assert found.expression == pytest.approx(found.stages[4].seconds + 500 * token)
     assert found.first_token == pytest.approx(sum(stage.seconds for stage in found.stages[:3]))
+
+
+def test_operators_and_passes_cost_what_was_measured():
+    shape, sure = SHAPES["7b"], Rates(100e9, 10e12, 10e12, 1e12)
+    slow = Rates(100e9, 10e12, 10e12, 1e12, dispatch_seconds=1e-5, call_seconds=1e-3)
+    quick, found = forecast(shape, WORK, sure), forecast(shape, WORK, slow)
+    one = shape.decoder.nodes * 1e-5 + 1e-3
+    assert found.token - quick.token == pytest.approx(one)
+    assert [stage.calls for stage in found.stages] == [1, 1, 3, 1, 1]  # 1,320 tokens, 512 at a time
+    assert found.stages[2].seconds - quick.stages[2].seconds == pytest.approx(3 * one)
+    tiny = Rates(1e15, 1e18, 1e18, 1e18, 1e-5, 1e-3)
+    assert {stage.bound for stage in forecast(shape, WORK, tiny).stages} == {"overhead"}
+
+
+@pytest.mark.parametrize("int4", [False, True])
+def test_the_decoders_that_overhead_is_measured_on_are_decoders(int4, tmp_path):
+    model = onnx.load_from_string(tiny_decoder(3, int4))
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("GroupQueryAttention") == 3
+    assert kinds.count("MatMulNBits") == (22 if int4 else 0)  # seven a layer and the output layer
+    assert [value.name for value in model.graph.output][-1] == "logits"
+    overhead = measure_overhead(int4, threads=1)
+    assert 0 <= overhead.node < 1e-3
+    assert 0 < overhead.call < 1.0
+
+
+def test_a_recipe_decides_what_a_shape_weighs():
+    usual, eight = published_shape("7b"), published_shape("7b", ShapeRecipe(precision="int8", head_bits=4))
+    body = usual.decoder.weights - 152064 * 3584
+    assert eight.decoder.bytes == pytest.approx((body * (8 + 40 / 128) + 152064 * 3584 * (4 + 36 / 128)) / 8)
+    plain = published_shape("7b", ShapeRecipe(vision="fp32", detector="int8", embeddings="int4"))
+    assert plain.vision.bytes == 4 * usual.vision.bytes
+    assert plain.detector.bytes == usual.detector.bytes - 3 * 35_900_000
+    assert plain.embedding_bytes == 152064 * (3584 // 2 + 2 * 3584 // 32)
+    assert SHAPES["7b"].detector.bytes * 2 == usual.detector.bytes  # half precision on a GPU
+
+
+def test_a_bundle_weighs_what_its_passes_read():
+    """The bundled one is float32 stored as bfloat16: four bytes a weight, its output layer included."""
+    sizes = bundle_sizes(open_bundle(small_bundle()))
+    assert sizes.decoder.bytes == pytest.approx(4 * sizes.decoder.weights, rel=0.02)
+    assert sizes.detector.weights > 1e6
 
 
 def test_fit_counts_every_part():
