@@ -1,8 +1,8 @@
 """The report of a comparison: what was compared, on what, and every figure; as HTML, Markdown or JSON.
 
 Layout    `compared` gives the comparison (comparison.py) with `report`: `rexthinker-edge/report/1`,
-          `dataset`, `records`, `asked` (how), `machine`, `made` (UTC), `gate` and `problems`. The JSON file is that; the
-          Markdown is its figures and texts; the page adds charts and pictures of what flipped.
+          `dataset`, `records`, `asked` (how), `machine`, `made` (UTC), `gate` and `problems`. The JSON file
+          is that; the Markdown is its figures and texts; the page adds charts and pictures of what flipped.
 Contract  The three are made of the same figures. A file is written whole or not at all.
 Elsewhere the page: report_page.py; Markdown: comparison_text.py; the figures: comparison.py, gate.py.
 """
