@@ -11,7 +11,7 @@ import json
 import math
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from rexthinker_edge.training.muon import Muon
 from rexthinker_edge.training.tokenizer import number_ids
 from rexthinker_edge.training.trainee import Trainee
 from rexthinker_edge.training.vlm_config import Recipe, Shape, Stage
-from rexthinker_edge.training.vlm_data import Batch, Sampler, collate
+from rexthinker_edge.training.vlm_data import Batch, Pictures, Sampler, collate
 
 POOLED = 4  # batches drawn together, so that rows of one batch have similar lengths
 
@@ -87,15 +87,15 @@ def stage_at(recipe: Recipe, step: int) -> tuple[Stage, float] | None:
 
 def _batches(
     sampler: Sampler, recipe: Recipe, progress: Progress, pad_id: int
-) -> Iterator[tuple[Batch, int]]:
+) -> Iterator[tuple[Batch | Pictures, int]]:
     """Batches from `progress` on, made in a second process while the model learns from the last ones."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         step, first = progress.step, progress.sample
-        pending: tuple[Future[list[Batch]], int] | None = None
+        pending: tuple[Future[Sequence[Batch | Pictures]], int] | None = None
         while found := stage_at(recipe, step):
             job = pool.submit(_draw, sampler, found[0], first, pad_id)
-            first += POOLED * found[0].scenes
+            first += POOLED * (found[0].scenes or found[0].pictures)
             if pending is not None:
                 yield from ((batch, pending[1]) for batch in pending[0].result())
             pending, step = (job, first), step + POOLED
@@ -103,9 +103,11 @@ def _batches(
             yield from ((batch, pending[1]) for batch in pending[0].result())
 
 
-def _draw(sampler: Sampler, stage: Stage, first: int, pad_id: int) -> list[Batch]:
-    """`POOLED` batches, each of samples with prefixes of similar length."""
+def _draw(sampler: Sampler, stage: Stage, first: int, pad_id: int) -> Sequence[Batch | Pictures]:
+    """`POOLED` batches, each of samples with prefixes of similar length, or of pictures alone."""
     torch.set_num_threads(1)
+    if not stage.scenes:
+        return [sampler.pictures(stage.pictures, first + k * stage.pictures) for k in range(POOLED)]
     samples = [sampler.sample(stage, first + k) for k in range(POOLED * stage.scenes)]
     samples.sort(key=lambda sample: len(sample.ids))
     batches = [
@@ -113,7 +115,7 @@ def _draw(sampler: Sampler, stage: Stage, first: int, pad_id: int) -> list[Batch
             samples[k : k + stage.scenes],
             sampler.system_ids,
             pad_id,
-            sampler.pictures(stage.pictures, first + k),
+            sampler.pictures(stage.pictures, first + k) if stage.pictures else None,
         )
         for k in range(0, len(samples), stage.scenes)
     ]
@@ -174,7 +176,7 @@ def train(
 def _step(
     trainee: Trainee,
     opts: list[torch.optim.Optimizer],
-    batch: Batch,
+    batch: Batch | Pictures,
     image_pad: int,
     auxiliary: float,
     rate: float,

@@ -105,11 +105,16 @@ class Trainee(nn.Module):
     def _keep(self, name: str, _module: Any, _inputs: Any, output: Any) -> None:
         self._hidden[name] = output[0] if isinstance(output, tuple) else output
 
-    def forward(self, batch: Batch, image_pad: int, auxiliary: float) -> tuple[Tensor, dict[str, float]]:
-        """The loss of a batch and figures for the log.
+    def forward(
+        self, batch: Batch | Pictures, image_pad: int, auxiliary: float
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The loss of a batch and figures for the log; pictures alone concern the vision tower alone.
 
         The system turn is computed once and its keys and values lent to every prefix, theirs to every turn.
         """
+        figures: dict[str, float] = {}
+        if isinstance(batch, Pictures):
+            return self._look_at(batch, figures), figures
         text = self.model.model.language_model
         cache = DynamicCache()
         text(input_ids=batch.system_ids, past_key_values=cache, use_cache=True)
@@ -123,7 +128,6 @@ class Trainee(nn.Module):
             past_key_values=cache,
             use_cache=True,
         )
-        figures: dict[str, float] = {}
         extents = _extents(batch)
         probed = self._probe(batch, image_pad, extents, figures) if auxiliary else torch.zeros(())
         if batch.pictures is not None:

@@ -85,7 +85,7 @@ class Stage:
 
     Attributes:
         steps: optimiser steps.
-        scenes: pictures a step.
+        scenes: pictures with turns a step; with none the stage trains the vision tower alone.
         expressions: traces a picture, and one turn of dense labels of its candidates; all share its prefix.
         describe: share of pictures that come with dense labels of everything, and no traces.
         full: share of pictures of the level `full`.
@@ -114,6 +114,7 @@ class Recipe:
     shape: Shape = Shape()
     pixels: Pixels = Pixels()
     stages: tuple[Stage, ...] = (
+        Stage("see", 900, 0, 0, 0.0, 0.0, 16, 1.0, 2.0e-3, 2.0e-3),
         Stage("tie", 400, 16, 1, 1.0, 0.3, 6, 1.0, 2.5e-3, 2.5e-3),
         Stage("traces", 2400, 12, 2, 0.05, 0.45, 6, 0.5, 2.5e-3, 1.2e-3),
         Stage("settle", 800, 12, 3, 0.0, 0.5, 2, 0.2, 1.2e-3, 0.0),

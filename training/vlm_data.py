@@ -159,10 +159,8 @@ class Sampler:
             self.tokenizer.encode_parts(parts), turns, vision, (scene, category, candidates), boxes
         )
 
-    def pictures(self, count: int, first: int) -> Pictures | None:
-        """`count` pictures of crowded letters and as many of things in contact; None for no pictures."""
-        if not count:
-            return None
+    def pictures(self, count: int, first: int) -> Pictures:
+        """`count` pictures of crowded letters, one at least, and as many of things in contact."""
         scenes = [letter_scene(self._seed, first + k) for k in range(count)]
         scenes += [self._related_scene(first + k) for k in range(count)]
         visions = [qwen_pixels(render.render(scene), self._limits) for scene in scenes]

@@ -17,7 +17,7 @@ from rexthinker_edge.training.looks import HEADS, Kind
 from rexthinker_edge.training.tokenizer import train_tokenizer, workbench_texts
 from rexthinker_edge.training.trainee import Trainee
 from rexthinker_edge.training.vlm_config import Recipe, Shape, Stage
-from rexthinker_edge.training.vlm_data import IGNORE, Sampler, collate
+from rexthinker_edge.training.vlm_data import FIELDS, IGNORE, OWN_FIELDS, Sampler, _thing_fields, collate
 
 SHAPE = Shape(hidden=192, layers=6, heads=6, kv_heads=2, feed_forward=96, vision_depth=2, vision_hidden=64,
               vision_heads=2, vision_feed_forward=96, vision_full_attention=(1,))  # fmt: skip
@@ -148,6 +148,35 @@ def test_a_taught_head_learns_to_look(path: Path, sampler: Sampler) -> None:
         trainee(batch, image_pad, auxiliary=1.0)
     # float32 attention logits of a few layers, in another order of summation
     torch.testing.assert_close(torch.cat(found).sort().values, wanted.sort().values, atol=1e-4, rtol=0)
+
+
+def test_pictures_alone_teach_the_vision_tower_alone(path: Path, tmp_path: Path) -> None:
+    alone = replace(STAGE, scenes=0)
+    recipe = Recipe(shape=SHAPE, stages=(alone,), warmup=1)
+    before = sft.build_model(SHAPE, path, seed=recipe.seed).to(torch.bfloat16).state_dict()
+    sft.train(recipe, path, tmp_path / "run", resume=False, threads=1)
+    after = load_file(tmp_path / "run" / "checkpoint" / "model.safetensors")
+    moved = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
+    assert moved
+    assert all(name.startswith("model.visual.") for name in moved), moved
+
+
+def test_a_thing_in_contact_knows_its_partner(sampler: Sampler) -> None:
+    scene = sampler._related_scene(0)
+    relation = scene.relations[0]
+    kind, color, category = list(FIELDS)[OWN_FIELDS:]
+    for mine, other, said in (
+        (relation.first, relation.second, relation.kind.value),
+        (relation.second, relation.first, relation.kind.value),
+    ):
+        told = dict(zip(FIELDS, _thing_fields(scene)[mine].tolist(), strict=True))
+        name = FIELDS[kind][told[kind]]
+        assert name in {said, f"has {said}", f"has {said}".removesuffix(" of")}
+        assert FIELDS[color][told[color]] == scene.things[other].color
+        assert FIELDS[category][told[category]] == scene.things[other].category
+    lonely = set(range(len(scene.things))) - {t for r in scene.relations for t in (r.first, r.second)}
+    for thing in lonely:
+        assert _thing_fields(scene)[thing, OWN_FIELDS:].tolist() == [0, IGNORE, IGNORE]
 
 
 def test_an_interrupted_run_goes_on_where_it_was_saved(path: Path, tmp_path: Path) -> None:
