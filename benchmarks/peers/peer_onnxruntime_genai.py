@@ -34,6 +34,7 @@ class Peer:
         config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
         self.model = onnxruntime_genai.Model(config)
         self.generator: Any = None
+        self.batch = 0
 
     def versions(self) -> dict[str, str]:
         """What runs."""
@@ -47,7 +48,7 @@ class Peer:
             self.generator = self._fresh(8 if way.startswith("batch") else 1)
             return
         prefix = self.work["prefix"]
-        if self.generator is None or self.generator.token_count() < len(prefix):
+        if self.batch != 1 or self.generator.token_count() < len(prefix):
             self.generator = self._fresh(1)
             self._append(prefix)
         self.generator.rewind_to(len(prefix))
@@ -77,7 +78,7 @@ class Peer:
         return count * len(work["answers"][0])
 
     def _fresh(self, batch: int) -> Any:
-        options = self.api.GeneratorParams(self.model)
+        self.batch, options = batch, self.api.GeneratorParams(self.model)
         length = len(self.work["prefix"]) + ROOM
         options.set_search_options(max_length=length, batch_size=batch, do_sample=False)
         return self.api.Generator(self.model, options)

@@ -33,7 +33,8 @@ def result(
         } for clock in ("wall", "cpu")
     }  # fmt: skip
     return {
-        "schema": SCHEMA, **facts, "read_gb_s": None if rate is None else round(rate / 1e9, 2),
+        "schema": SCHEMA, **facts,
+        "read_gb_s": {clock: round(value / 1e9, 2) for clock, value in rate.items()},
         "peers": {name: _without(value, "ways") for name, value in opened.items()},
         "rows": [asdict(row) for row in rows], "times_ours": ratios,
         "token_share": shares(rows, entries, rate), "could_not": [asdict(refusal) for refusal in refusals],
@@ -45,16 +46,17 @@ def _without(value: dict[str, Any], key: str) -> dict[str, Any]:
     return {name: item for name, item in value.items() if name != key}
 
 
-def shares(rows: Sequence[Row], entries: Sequence[Entry], rate: float | None) -> dict[str, dict[str, float]]:
-    """For each way of one token: bytes it must read, their rate, and its share of the memory's."""
+def shares(
+    rows: Sequence[Row], entries: Sequence[Entry], rate: dict[str, float]
+) -> dict[str, dict[str, float]]:
+    """For each way of one token: bytes it must read, and the share of the memory's rate, by clock."""
     found: dict[str, dict[str, float]] = {}
     sizes = {entry.name: entry.token_bytes for entry in entries}
     for row in rows:
         size = sizes.get(row.peer)
-        if row.step == "token" and size and rate:
-            reached = size / row.wall_s
-            key = f"{row.peer}: {row.way}"
-            found[key] = {"bytes": size, "gb_s": round(reached / 1e9, 2), "share": round(reached / rate, 3)}
+        if row.step == "token" and size is not None:
+            reached = {clock: round(size / row.seconds(clock) / rate[clock], 3) for clock in rate}
+            found[f"{row.peer}: {row.way}"] = {"bytes": size, **reached}
     return found
 
 
@@ -70,11 +72,10 @@ def markdown(found: dict[str, Any]) -> str:
         lines.append(
             f"| {refusal['step']} | {refusal['peer']} | {refusal['way']} | could not: {error} | | | |"
         )
-    lines += ["", f"Memory read at {found['read_gb_s']} GB/s.", ""]
-    for name, share in found["token_share"].items():
-        lines.append(
-            f"- one token, {name}: {share['bytes'] / 1e6:.0f} MB, {share['gb_s']} GB/s, {share['share']:.0%}"
-        )
+    for clock, rate in found["read_gb_s"].items():
+        lines += ["", f"Memory read at {rate} GB/s by the {clock} clock. Of that, one token:", ""]
+        for name, share in found["token_share"].items():
+            lines.append(f"- {name}: {share['bytes'] / 1e6:.0f} MB, {share[clock]:.0%}")
     return "\n".join(lines)
 
 

@@ -66,7 +66,8 @@ class Scripted:
             return {"ok": False, "error": "RuntimeError: cannot"}
         units = 4 if step == "token" else 1
         detail = {"bytes_per_s": 2e9} if step == "read" else {}
-        return {"ok": True, "wall_s": self.seconds * units, "cpu_s": 0.5, "units": units, "detail": detail}
+        units = 10**9 if step == "read" else units  # bytes, in half a second of processor time: 2 GB/s too
+        return {"ok": True, "wall_s": self.seconds, "cpu_s": 0.5, "units": units, "detail": detail}
 
 
 def test_rounds_alternate_and_what_failed_is_not_asked_again() -> None:
@@ -104,7 +105,7 @@ def test_ratios_are_of_medians_and_of_each_peers_best_way() -> None:
             *(sample(OURS, "quick", wall, 2) for wall in (1, 2, 100)),
             sample("other", "a", 6, 7),
             sample("other", "b", 8, 5),
-        ]  # fmt: skip
+        ]
     )
     assert [(row.way, row.wall_s, row.rounds) for row in rows[:2]] == [("slow", 9, 1), ("quick", 2, 3)]
     assert ratio(rows, "other", OURS, "one", "wall") == 3.0
@@ -113,7 +114,7 @@ def test_ratios_are_of_medians_and_of_each_peers_best_way() -> None:
     found = best(rows, "other", "one", "cpu")
     assert found is not None
     assert found.way == "b"
-    assert read_rate([]) is None
+    assert read_rate([]) == {}
 
 
 def test_the_report_states_ratios_shares_and_refusals() -> None:
@@ -125,11 +126,12 @@ def test_the_report_states_ratios_shares_and_refusals() -> None:
     opened = {host.entry.name: host.opened for host in (ours, other)}
     found = result(samples, refusals, [ours.entry, other.entry], opened, {"threads": 1})
     assert found["times_ours"]["wall"]["token"] == {"other": 3.0}
-    # 1 GB in 1 s where memory gives 2 GB/s; the other takes three times as long
-    assert found["token_share"][f"{OURS}: one row"]["share"] == 0.5
-    assert found["token_share"]["other: one row"]["share"] == pytest.approx(1 / 6, abs=1e-3)
+    # 1 GB in a quarter of a second where memory gives 2 GB/s; the other takes three times as long
+    assert found["token_share"][f"{OURS}: one row"]["wall"] == 2.0
+    assert found["token_share"]["other: one row"]["wall"] == pytest.approx(2 / 3, abs=1e-3)
+    assert found["token_share"]["other: one row"]["cpu"] == 4.0  # 1 GB in an eighth of a second
     text = markdown(json.loads(json.dumps(found)))
-    assert "| token | other | one row | 3 | 0.125 | 3.00 (1.00) |  |" in text
+    assert "| token | other | one row | 0.75 | 0.125 | 3.00 (1.00) |  |" in text
     assert "| token | other | broken | could not: RuntimeError: cannot | | | |" in text
 
 
