@@ -3,8 +3,9 @@
 Contract  The prompt's words and ids, the picture's pixels and the reading of the answer are the runtime's
           own; transformers computes everything between. Greedy, without the repetition penalty that published
           generation settings carry: the runtime has none.
-          fp32 computes in float32; bf16 in bfloat16, as the published demo does.
-Elsewhere other subjects: subjects.py.
+          fp32 computes in float32; bf16 in bfloat16, as the published demo does; nf4 and int8 are
+          bitsandbytes' and need a CUDA GPU.
+Elsewhere other subjects: subjects.py; nf4 and int8: quantised_loading.py.
 """
 
 import hashlib
@@ -16,6 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rexthinker_edge.benchmarks.quantised_loading import (
+    QUANTISED,
+    check_device,
+    decoder_bits,
+    quantisation_config,
+)
 from rexthinker_edge.benchmarks.subjects import FORCE_CHUNK, Question, Reply, Subject
 from rexthinker_edge.export.config import read_config
 from rexthinker_edge.export.source_files import read_settings, read_tokens
@@ -29,19 +36,28 @@ from rexthinker_edge.runtime.qwen_pixels import PixelLimits, qwen_pixels
 from rexthinker_edge.runtime.tokens import TextTokenizer, check_text
 from rexthinker_edge.runtime.trace import read_trace
 
+RECIPES = {
+    "fp32": "transformers, float32",
+    "bf16": "transformers, bfloat16",
+    "nf4": "bitsandbytes NF4, blocks of 64, computed in bfloat16; vision tower included",
+    "int8": "bitsandbytes LLM.int8, vision tower included",
+}
+
 
 class CheckpointSubject(Subject):
     """A checkpoint in transformers; it has no detector, so candidates are given."""
 
-    def __init__(self, directory: Path, dtype: str, threads: int | None = None) -> None:
+    def __init__(self, directory: Path, dtype: str, threads: int | None = None, device: str = "cpu") -> None:
         """Load it.
 
         Args:
-            dtype: "fp32" or "bf16".
+            dtype: "fp32", "bf16", "nf4" or "int8".
             threads: of torch; all when None.
+            device: torch's; nf4 and int8 run on "cuda" whatever it says.
 
         Raises:
             ConfigError, CheckpointError: the checkpoint cannot be used.
+            DeviceError, MissingExtraError: nf4 or int8, and no GPU or no bitsandbytes.
         """
         import torch  # noqa: PLC0415
         from transformers import Qwen2_5_VLForConditionalGeneration  # noqa: PLC0415
@@ -53,16 +69,33 @@ class CheckpointSubject(Subject):
         self.tokens = read_tokens(directory, config)
         self.tokenizer = TextTokenizer(directory / "tokenizer.json")
         self.vision = config.vision
-        number = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
-        self.model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(directory, dtype=number).eval()
         self.name = f"{directory.name}@{dtype}"
+        device = check_device(self.name, dtype, device)
+        self.device = torch.device(device)
+        chosen = {"dtype": torch.float32 if dtype == "fp32" else torch.bfloat16}
+        if dtype in QUANTISED:
+            chosen |= {"quantization_config": quantisation_config(dtype), "device_map": {"": self.device}}
+        model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(directory, **chosen).eval()
+        self.model = model if dtype in QUANTISED else model.to(self.device)
         self.identity = {
             "kind": "checkpoint",
             "name": self.name,
             "digest": _digest(directory),
             "dtype": dtype,
         }
-        self.details = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+        self.details = {
+            "device": device,
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "recipe": RECIPES[dtype],
+            "decoder_bits": decoder_bits(self.model),
+        }
+
+    def device_peak_bytes(self) -> int | None:
+        """The most GPU memory torch held; None on a CPU."""
+        import torch  # noqa: PLC0415
+
+        return int(torch.cuda.max_memory_allocated()) if self.device.type == "cuda" else None
 
     def ask(self, question: Question) -> Reply:
         """Answer with transformers' own generation."""
@@ -108,7 +141,7 @@ class CheckpointSubject(Subject):
         with torch.inference_mode():
             logits = self.model(**inputs, logits_to_keep=len(token_ids)).logits[0]
         for start in range(0, len(token_ids), FORCE_CHUNK):
-            yield logits[start : start + FORCE_CHUNK].float().numpy()
+            yield logits[start : start + FORCE_CHUNK].float().cpu().numpy()
 
     def _inputs(
         self, question: Question, more: Sequence[int] = ()
@@ -141,7 +174,7 @@ class CheckpointSubject(Subject):
             "image_grid_thw": torch.tensor([pixels.grid_thw]),
             "mm_token_type_ids": (whole == self.tokens.image_pad).int(),
         }
-        return inputs, hints
+        return {name: value.to(self.device) for name, value in inputs.items()}, hints
 
 
 def _digest(directory: Path) -> str:

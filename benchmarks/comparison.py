@@ -47,6 +47,7 @@ class Subjected:
     items: Sequence[Item]
     peak_bytes: int | None = None
     given: bool = True  # the record's candidates; False: its own
+    device_peak_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ def _told(subject: Subjected) -> dict[str, Any]:
         "ms": whole["ms"],
         "tokens_per_second": 1000 * generated / spent if spent else None,
         "peak_bytes": subject.peak_bytes,
+        "device_peak_bytes": subject.device_peak_bytes,
     }
 
 

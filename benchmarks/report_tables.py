@@ -155,12 +155,17 @@ def summary_table(report: Told) -> Table:
                 _number(total.get("p50")),
                 _number(total.get("p95")),
                 _number(told["tokens_per_second"], "{:,.0f}"),
-                megabytes(told["peak_bytes"]),
+                _memory(told),
             ]
         )
     head = ["subject", "DensityF1 (95 %)", "recall", "precision", "exactly right", "ms, median", "ms, 95th",
             "tokens/s", "peak memory"]  # fmt: skip
     return Table(head, rows)
+
+
+def _memory(told: Told) -> str:
+    own, beyond = told["peak_bytes"], told["device_peak_bytes"]
+    return megabytes(own) if beyond is None else f"{megabytes(own)} + {megabytes(beyond)} on the GPU"
 
 
 def _points(value: float | None) -> str:

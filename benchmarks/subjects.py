@@ -2,7 +2,7 @@
 
 Layout    `Reply` is one answer; its indices and verdicts count the candidates that were asked about.
           A subject is named by "small", a bundle's directory, or a checkpoint's with its number format:
-          "DIR@fp32", "DIR@bf16".
+          "DIR@fp32", "DIR@bf16"; "DIR@nf4" and "DIR@int8" on a CUDA GPU.
 Contract  Greedy decoding, the same prompt words, pixels and reader of answers for every subject: what differs
           is the weights and how they are computed. `force` gives the logits that a subject would choose
           from after each of another's tokens.
@@ -35,7 +35,7 @@ from rexthinker_edge.runtime.thinker import Thinker, load
 from rexthinker_edge.runtime.tiny_onnx import read_contents
 
 FORCE_CHUNK = 64  # tokens whose logits are held at once: 64 x 152,000 float32 are 39 MB
-DTYPES = ("fp32", "bf16")
+DTYPES = ("fp32", "bf16", "nf4", "int8")
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,10 @@ class Subject(ABC):
     @abstractmethod
     def force(self, question: Question, token_ids: Sequence[int]) -> Iterator[NDArray[np.float32]]:
         """Logits before each of `token_ids`, in pieces of at most `FORCE_CHUNK` rows: (n, vocab) float32."""
+
+    def device_peak_bytes(self) -> int | None:
+        """The most memory held on a device beside the process's own; None where there is none, or unknown."""
+        return None
 
 
 class BundleSubject(Subject):
@@ -193,4 +197,4 @@ def open_subject(spec: str, threads: int | None = None, device: str = "cpu") -> 
         )
     from rexthinker_edge.benchmarks.checkpoint_subject import CheckpointSubject  # noqa: PLC0415
 
-    return CheckpointSubject(path, dtype or "fp32", threads)
+    return CheckpointSubject(path, dtype or "fp32", threads, device)

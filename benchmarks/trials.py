@@ -41,6 +41,7 @@ class Trial:
     workers: int = 1
     threads: int | None = None
     orders: int = 0
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Told:
     identity: dict[str, Any]
     details: dict[str, Any]
     peak_bytes: int | None
+    device_peak_bytes: int | None
     problems: tuple[Problem, ...]
 
 
@@ -73,13 +75,19 @@ def hold(specs: Sequence[str], trial: Trial, folder: Path) -> tuple[list[Subject
             keep_top=KEPT if place == 0 and trial.boxes == "given" else 0,
         )
         leads = place > 0 and trial.boxes == "given"
-        order = Order(spec, trial.dataset, trial.images, plan, folder / "0.jsonl" if leads else None)
+        order = Order(
+            spec, trial.dataset, trial.images, plan, folder / "0.jsonl" if leads else None, trial.device
+        )
         told = _in_process(order, trial, path)
         wanted = set(trial.numbers)
         items = [item for item in read_run(path)[1] if item.number in wanted]
         name = told.name if told.name not in [s.name for s in subjects] else f"{told.name} ({place + 1})"
         given = trial.boxes == "given"
-        subjects.append(Subjected(name, told.identity, told.details, items, told.peak_bytes, given))
+        subjects.append(
+            Subjected(
+                name, told.identity, told.details, items, told.peak_bytes, given, told.device_peak_bytes
+            )
+        )
         problems |= dict.fromkeys(told.problems)
     return subjects, list(problems)
 
@@ -107,7 +115,9 @@ def _hold_one(order: Order, trial: Trial, path: Path) -> Told:
         before = _asked(path)
         finished = run(subject, dataset, trial.numbers, path, order.plan, meter, reference, crew)
         peak = None if crew else _kept_peak(path, _asked(path) > before)
-        return Told(subject.name, subject.identity, subject.details, peak, tuple(finished.problems))
+        beyond = None if crew else subject.device_peak_bytes()
+        details = {**subject.details, "workers": trial.workers}
+        return Told(subject.name, subject.identity, details, peak, beyond, tuple(finished.problems))
 
 
 def _asked(path: Path) -> int:

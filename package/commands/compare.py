@@ -46,6 +46,7 @@ class Share(click.ParamType):  # type: ignore[type-arg]
 @click.option(
     "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that ask."
 )
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda, of all subjects.")
 @click.option("--threads", type=click.IntRange(min=1), help="Cores of one process; all when left out.")
 @click.option(
     "--orders",
@@ -91,7 +92,7 @@ def compare(subjects: tuple[str, ...], spec: str, images: Path | None, **options
     gate = Gate(options["max_drop"], options["max_flips"], options["min_same_top"])
     with open_dataset(spec, images) as dataset:
         numbers = chosen_numbers(dataset, options["start"], options["count"])
-        chosen = (options[key] for key in ("workers", "threads", "orders"))
+        chosen = (options[key] for key in ("workers", "threads", "orders", "device"))
         trial = Trial(dataset.spec, place, numbers, boxes, *chosen)
         runs, problems = hold(subjects, trial, options["out"] or _folder(subjects, trial))
         tell_problems(problems)

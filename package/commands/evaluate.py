@@ -31,7 +31,12 @@ PATH = click.Path(path_type=Path)
 @click.option("--images", type=PATH, help="Where the pictures are, when not beside the file.")
 @click.option("--bundle", help="The small bundled model when left out.")
 @click.option("--checkpoint", help="A Hugging Face checkpoint instead of a bundle; needs [export].")
-@click.option("--dtype", type=click.Choice(["fp32", "bf16"]), help="Of the checkpoint.  [default: fp32]")
+@click.option(
+    "--dtype",
+    type=click.Choice(["fp32", "bf16", "nf4", "int8"]),
+    help="Of the checkpoint; nf4 and int8 are bitsandbytes' on a GPU.  [default: fp32]",
+)
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--predictions", type=PATH, help="Score a HumanRef prediction file; nothing is asked.")
 @click.option(
     "--as-published",
@@ -161,12 +166,14 @@ def _run(dataset: "Dataset", images: Path | None, subject: str, options: dict[st
             "--boxes detector: a checkpoint has no detector. Ask a bundle, or leave it out."
         )
     with phase(f"opening {subject}"):
-        opened = open_subject(subject, threads=options["threads"])
+        opened = open_subject(subject, threads=options["threads"], device=options["device"])
     path = options["out"] or default_path(opened.name, dataset, json.dumps([opened.identity, vars(plan)]))
     path.absolute().parent.mkdir(parents=True, exist_ok=True)
     with Meter("asking", len(numbers)) as meter:
         if options["workers"] == 1:
             return run(opened, dataset, numbers, path, plan, meter)
-        order = Order(subject, dataset.spec, None if images is None else str(images), plan)
+        order = Order(
+            subject, dataset.spec, None if images is None else str(images), plan, device=options["device"]
+        )
         with Crew(order, options["workers"]) as crew:
             return run(opened, dataset, numbers, path, plan, meter, asker=crew)
