@@ -8,6 +8,7 @@ Elsewhere the file: runtime/draft_table.py; who calls this: export/.
 Source    docs/drafting.md
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -40,11 +41,12 @@ class _Level:
 
 @dataclass(frozen=True)
 class Learnt:
-    """What a table was learnt from, and its size."""
+    """What a table was learnt from, and its size; `sha256` is over the traces' tokens."""
 
     source: str
     traces: int
     states: int
+    sha256: str = ""
 
 
 def write_table(
@@ -69,7 +71,10 @@ def write_table(
         raise DataError(f"{source}: no readable trace, one or more is needed. Name other data.")
     table = learn_table(answers, vocab)
     path.write_bytes(table.to_bytes())
-    return Learnt(source, len(answers), len(table.token))
+    read = hashlib.sha256()
+    for answer in answers:
+        read.update(np.array([*answer, -1], "<i8").tobytes())
+    return Learnt(source, len(answers), len(table.token), read.hexdigest())
 
 
 def traces_of(source: str, count: int) -> Iterator[str]:

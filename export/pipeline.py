@@ -37,6 +37,7 @@ from rexthinker_edge.runtime import bundle as bundles
 from rexthinker_edge.runtime.bundle import (
     FORMAT_VERSION,
     CalibrationCard,
+    DraftCard,
     Golden,
     Manifest,
     check_target,
@@ -157,7 +158,7 @@ def export_bundle(
             vlm_dir, detector_dir, partial, journal, options, config, checkpoint, recipe, prompt.max_pixels
         )
         decoder, detector, vision = _decoder(work, length), _detector(work), _vision(work)
-        _drafts(work, decoder.vocab, tokens.eos[0])
+        learnt = _drafts(work, decoder.vocab, tokens.eos[0])
         manifest = Manifest(
             format_version=FORMAT_VERSION, name=card.name, model=card, prompt=prompt, tokens=tokens,
             vision=vision, decoder=decoder, detector=detector, files={},
@@ -166,6 +167,7 @@ def export_bundle(
                 method(layout, options.calibration),
             ),
             calibration=_calibration(work, length), targets=("cpu",), golden=(),
+            drafts=None if learnt is None else DraftCard(**asdict(learnt)),
         )  # fmt: skip
         golden = _golden(work, manifest)
         return seal(partial, replace(manifest, golden=golden.answers), journal.entries())

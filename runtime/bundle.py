@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from rexthinker_edge.runtime.detector import DetectorGeometry
 from rexthinker_edge.runtime.errors import BundleError
 from rexthinker_edge.runtime.manifest_limits import unfit_number
 from rexthinker_edge.runtime.prompt import Wording
+from rexthinker_edge.runtime.quality import QualityCard, card_of_report, unfit_quality
 from rexthinker_edge.runtime.risk import RiskCard, unfit_card
 from rexthinker_edge.runtime.strict_json import StrictJsonError, parse, to_dataclass, to_json
 from rexthinker_edge.runtime.vision import VisionGeometry
@@ -41,6 +42,8 @@ EMBEDDINGS = "embeddings.bin"
 DRAFT = "draft.bin"  # optional: what usually comes next
 TOKENIZER, DETECTOR_TOKENIZER = "tokenizer.json", "detector-tokenizer.json"
 REQUIRED = (DETECTOR, VISION, DECODER, EMBEDDINGS, TOKENIZER, DETECTOR_TOKENIZER)
+
+MEASURED: dict[str, Any] = {"risk": None, "quality": []}  # cards about a bundle, and what stands without
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
@@ -100,6 +103,16 @@ class CalibrationCard:
 
 
 @dataclass(frozen=True)
+class DraftCard:
+    """What the draft table was learnt from; `sha256` is over the traces' tokens."""
+
+    source: str
+    traces: int
+    states: int
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
 class Golden:
     """One self-test: a picture of the bundle, a question, and what an intact machine answers."""
 
@@ -132,6 +145,8 @@ class Manifest:
     calibration: CalibrationCard | None
     targets: tuple[str, ...]
     golden: tuple[Golden, ...]
+    drafts: DraftCard | None = None  # of draft.bin; None also where an older version wrote it
+    quality: tuple[QualityCard, ...] = ()  # what it was seen to reach, where that was measured
     risk: RiskCard | None = None  # how sure answers must be for a stated risk, where that was measured
 
 
@@ -169,6 +184,7 @@ def open_bundle(directory: str | os.PathLike[str], hashes: bool = False) -> Bund
         )
     _check_manifest(manifest, path)
     _check_risk(manifest, value, path)
+    _check_quality(manifest, value, path)
     _check_directory(manifest, path)
     for name, entry in manifest.files.items():
         _check_file(path / name, entry, hashes)
@@ -244,7 +260,7 @@ def seal(directory: Path, manifest: Manifest, known: Mapping[str, FileEntry] | N
 
 
 def riskless_digest(directory: Path) -> str:
-    """The digest of a bundle but for its risk card: what a risk card is bound to."""
+    """The digest of a bundle but for what was measured of it: what cards are bound to."""
     return _riskless(_read_manifest(directory))
 
 
@@ -264,7 +280,33 @@ def write_risk(directory: Path, card: RiskCard | None) -> Bundle:
         if (problem := unfit_card(card, _riskless(value))) is not None:
             _fail(opened.path / MANIFEST, problem, "Calibrate this bundle: evaluate --calibrate-risk.")
         value["risk"] = to_json(card)
-    place = opened.path.absolute()
+    return _rewrite(opened.path, value)
+
+
+def write_quality(directory: Path, reports: Iterable[Mapping[str, Any]]) -> Bundle:
+    """Put what was measured of a bundle into its manifest; nothing else changes but the digest.
+
+    Args:
+        reports: of `evaluate --report`, parsed; each takes the place of an earlier one of the same dataset
+            and candidates.
+
+    Raises:
+        BundleError: it is no sound bundle.
+        OptionError: a report is none, or of another bundle.
+    """
+    opened = open_bundle(directory)
+    value = _read_manifest(opened.path)
+    cards = {(card.dataset, card.boxes): card for card in opened.manifest.quality}
+    for report in reports:
+        card = card_of_report(report, _digests(value), _riskless(value))
+        cards[card.dataset, card.boxes] = card
+    value["quality"] = [to_json(cards[key]) for key in sorted(cards)]
+    return _rewrite(opened.path, value)
+
+
+def _rewrite(directory: Path, value: dict[str, Any]) -> Bundle:
+    """Give a bundle another manifest, written beside it and renamed into it."""
+    place = directory.absolute()
     partial = place.with_name(f".{place.name}.{MANIFEST}.partial")
     partial.write_text(
         json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
@@ -334,6 +376,11 @@ def _check_manifest(manifest: Manifest, path: Path) -> None:
     _check_numbers(manifest, file)
 
 
+def _check_quality(manifest: Manifest, value: dict[str, Any], path: Path) -> None:
+    if (problem := unfit_quality(manifest.quality, _riskless(value))) is not None:
+        _fail(path / MANIFEST, problem, "Measure this bundle again, or remove the key quality.")
+
+
 def _check_risk(manifest: Manifest, value: dict[str, Any], path: Path) -> None:
     if manifest.risk is None:
         return
@@ -383,7 +430,16 @@ def _digest(value: dict[str, Any]) -> str:
 
 
 def _riskless(value: dict[str, Any]) -> str:
-    return _digest({key: item for key, item in value.items() if key != "risk"})
+    return _digest({key: item for key, item in value.items() if key not in MEASURED})
+
+
+def _digests(value: dict[str, Any]) -> list[str]:
+    """Every digest the bundle has or had: with its cards, without one of them or any, in old form and new."""
+    bare = {key: item for key, item in value.items() if key not in MEASURED}
+    forms = [
+        [{}, {key: empty}, *([{key: value[key]}] if key in value else [])] for key, empty in MEASURED.items()
+    ]
+    return [_digest(bare | first | second) for first in forms[0] for second in forms[1]]
 
 
 def _into_place(partial: Path, target: Path) -> None:

@@ -102,18 +102,23 @@ def _fusion(rng: np.random.Generator) -> Kernel:
     width, wide, heads = 16, 32, 2
     cells, words = normal(rng, 9, width), normal(rng, 3, width)
     sides = [(wide, width)] * 4 + [(width, wide)] * 2
-    pairs = [(normal(rng, *side) / np.float32(4), normal(rng, side[0])) for side in sides]
-    gains = normal(rng, width), normal(rng, width)
+    pairs = [(normal(rng, *side) * np.float32(0.25), normal(rng, side[0])) for side in sides]
+    query, key, cell_value, word_value, cell_out, word_out = pairs
+    cell_gain, word_gain = normal(rng, width), normal(rng, width)
+    weights = FusionWeights(query, key, cell_value, word_value, cell_out, word_out, cell_gain, word_gain)
 
     def build(graph: Builder, names: dict[str, str]) -> str:
         stored = [(graph.constant(weight), graph.constant(bias)) for weight, bias in pairs]
-        named = FusionNames(*stored, *(graph.constant(gain) for gain in gains))
+        named = FusionNames(
+            stored[0], stored[1], stored[2], stored[3], stored[4], stored[5],
+            graph.constant(cell_gain), graph.constant(word_gain),
+        )  # fmt: skip
         out = lower_word_fusion(graph, names["cells"], names["words"], named, heads, (width, wide))
         return graph.node("Concat", list(out), axis=0)
 
     return Kernel(
         "cells and words in one order of products", SINGLE, build, {"cells": cells, "words": words},
-        np.concatenate(word_fusion(cells, words, FusionWeights(*pairs, *gains), heads)),
+        np.concatenate(word_fusion(cells, words, weights, heads)),
     )  # fmt: skip
 
 

@@ -25,6 +25,13 @@ from rexthinker_edge.commands.engines import check_engines, export_engines, is_b
     show_default=True,
     help="tensorrt: also build engines for this machine's GPU; of a bundle, where CHECKPOINT names one.",
 )
+@click.option(
+    "--quality",
+    "reports",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    multiple=True,
+    help="CHECKPOINT is a finished bundle: note in it what `evaluate --report FILE` measured of it.",
+)
 @click.option("--engine-precision", type=click.Choice(["fp16", "fp32"]), default="fp16", show_default=True)
 @click.option("--version-compatible", is_flag=True, help="Engines for later minor versions of TensorRT too.")
 @click.option("--workspace", type=click.IntRange(min=1), help="MiB that TensorRT may try tactics with.")
@@ -48,6 +55,8 @@ from rexthinker_edge.commands.engines import check_engines, export_engines, is_b
 )
 @click.option(
     "--vision",
+    "--vision-precision",
+    "vision",
     type=click.Choice(["fp32", "int8"]),
     default="fp32",
     show_default=True,
@@ -115,14 +124,19 @@ from rexthinker_edge.commands.engines import check_engines, export_engines, is_b
 @click.option("--resume", is_flag=True, help="Go on behind the parts that an interrupted export finished.")
 @click.option("--dry-run", is_flag=True, help="Check every tensor's shape and print what it will take.")
 def export(
-    checkpoint: str, detector: str | None, out_dir: Path | None, dry_run: bool, target: str, **chosen: Any
-) -> None:
+    checkpoint: str, detector: str | None, out_dir: Path | None, dry_run: bool, target: str,
+    reports: tuple[Path, ...], **chosen: Any,
+) -> None:  # fmt: skip
     """Make a bundle of a Qwen2.5-VL CHECKPOINT and a detector: directories, or hub ids (name@revision).
 
     With --target tensorrt CHECKPOINT may be a finished bundle: engines are built for it, on this machine.
+    With --quality it is one, and its manifest takes what was measured of it.
     """
     keys = ("engine_precision", "version_compatible", "workspace")
     engine_options = {key: chosen.pop(key) for key in keys}
+    if reports:
+        _note_quality(checkpoint, reports)
+        return
     if target == "tensorrt" and is_bundle(checkpoint):
         _engines(Path(checkpoint), dry_run, engine_options)
         return
@@ -136,6 +150,28 @@ def export(
     _bundle(checkpoint, detector, out_dir, dry_run, chosen)
     if target == "tensorrt" and not dry_run:
         _engines(out_dir, False, engine_options)
+
+
+def _note_quality(bundle: str, reports: tuple[Path, ...]) -> None:
+    """Put reports of `evaluate` into the manifest of a finished bundle."""
+    from rexthinker_edge.runtime.bundle import write_quality  # noqa: PLC0415
+    from rexthinker_edge.runtime.errors import OptionError  # noqa: PLC0415
+    from rexthinker_edge.runtime.strict_json import StrictJsonError, parse  # noqa: PLC0415
+
+    if not is_bundle(bundle):
+        raise click.UsageError(
+            f"--quality: {bundle} is no bundle. Export it first, then measure and note it."
+        )
+    read = []
+    for path in reports:
+        try:
+            value = parse(path.read_text("utf-8"))
+        except (OSError, StrictJsonError, UnicodeDecodeError) as error:
+            told = f"{path}: {error}, a report of `evaluate --report` is needed. Name one."
+            raise OptionError(told) from error
+        read.append(value if isinstance(value, dict) else {})
+    for card in write_quality(Path(bundle), read).manifest.quality:
+        click.echo(card.describe())
 
 
 def _engines(bundle: Path, dry_run: bool, options: dict[str, Any]) -> None:

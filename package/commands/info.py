@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+UNMEASURED = "not measured: `evaluate --report FILE`, then `export BUNDLE --quality FILE`"
+
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path), required=False)
@@ -35,6 +37,7 @@ def info(bundle: Path | None, as_json: bool) -> int:
         "notice": _first_line(manifest.model.notice),
         "precision": ", ".join(f"{part} {recipe}" for part, recipe in manifest.quantisation.items()),
         "calibration": _calibration(manifest.calibration),
+        "drafts": _drafts(manifest),
         "decoder": f"{shape.layers} layers of {shape.hidden}, {shape.max_length:,} tokens",
         "pictures": f"{manifest.prompt.min_pixels:,} to {manifest.prompt.max_pixels:,} pixels",
         "targets": ", ".join(manifest.targets),
@@ -43,7 +46,19 @@ def info(bundle: Path | None, as_json: bool) -> int:
     }
     for name, text in rows.items():
         click.echo(f"{name:<11} {text}")
+    for place, text in enumerate([card.describe() for card in manifest.quality] or [UNMEASURED]):
+        click.echo(f"{'quality' if place == 0 else '':<11} {text}")
     return 0
+
+
+def _drafts(manifest: Any) -> str:
+    """What the draft table was learnt from."""
+    if "draft.bin" not in manifest.files:
+        return "no table: from the prompt, the template and earlier answers only"
+    card = manifest.drafts
+    if card is None:
+        return "a table of unknown source, made by an older version"
+    return f"{card.traces:,} traces of {card.source}, {card.states:,} states"
 
 
 def _calibration(card: Any) -> str:
