@@ -111,8 +111,8 @@ class Maker:
             path = models.genai(self.place, shape, tokenizer, python, sys.executable)
             return Entry(name, "peer_onnxruntime_genai.py", python, common | {"path": str(path)})
         path = models.openvino(self.place, shape, tokenizer, python)
-        more = {"path": str(path), "prompt_lookup": name.endswith("lookup")}
-        return Entry(name, "peer_openvino_genai.py", python, common | more)
+        chosen = {"path": str(path), "prompt_lookup": name.endswith("lookup")}
+        return Entry(name, "peer_openvino_genai.py", python, common | chosen)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
