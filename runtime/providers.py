@@ -26,6 +26,7 @@ from rexthinker_edge.runtime.opening import REFUSALS
 CUDA = "CUDAExecutionProvider"
 KINDS = ("cpu", "cuda", "tensorrt")
 INSTALL = "pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]>=1.31'"
+CUDNN = "libcudnn.so.9"
 LEAST_RUNTIME = (1, 31)  # CUDA kernels as half_graph.py lists them
 DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 # Provider options, all of them said: a default that changes must not change what we measure.
@@ -96,12 +97,13 @@ def require_cuda(placement: Placement) -> None:
 
 def library_trouble(folder: Path) -> str:
     """What the system's loader says against the CUDA provider's library; empty where it loads."""
-    for name in ("libonnxruntime_providers_shared.so", "libonnxruntime_providers_cuda.so"):
-        library = folder / name
-        if not library.is_file():
-            continue  # other systems call it otherwise: then ONNX Runtime has the word
+    names = ("libonnxruntime_providers_shared.so", "libonnxruntime_providers_cuda.so")
+    found = [str(folder / name) for name in names if (folder / name).is_file()]
+    # Other systems call them otherwise: then ONNX Runtime has the word. cuDNN is asked for at the first
+    # attention of the vision tower and no sooner, so that sessions open without it.
+    for library in [*found, CUDNN] if found else []:
         try:
-            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+            ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
         except OSError as error:
             return str(error)
     return ""
