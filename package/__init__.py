@@ -27,10 +27,14 @@ if TYPE_CHECKING:
         SceneError,
         TextError,
     )
+    from rexthinker_edge.runtime.explain import Explanation
+    from rexthinker_edge.runtime.grounded import GroundedThought, Reference, read_grounded, write_grounded
     from rexthinker_edge.runtime.result import (
+        Abstention,
         BundleInfo,
         Candidate,
         CandidatesEvent,
+        CandidateVerdict,
         DecidedEvent,
         ImageInfo,
         Milliseconds,
@@ -45,23 +49,28 @@ if TYPE_CHECKING:
     from rexthinker_edge.runtime.trace import Verdict
 
 __all__ = [
+    "Abstention",
     "BoxError",
     "Bundle",
     "BundleError",
     "BundleInfo",
     "Candidate",
+    "CandidateVerdict",
     "CandidatesEvent",
     "CheckpointError",
     "ConfigError",
     "DataError",
     "DecidedEvent",
     "DeviceError",
+    "Explanation",
+    "GroundedThought",
     "ImageError",
     "ImageInfo",
     "Manifest",
     "Milliseconds",
     "MissingExtraError",
     "OptionError",
+    "Reference",
     "Result",
     "ResultEvent",
     "RexThinkerError",
@@ -78,6 +87,8 @@ __all__ = [
     "draw_result",
     "load",
     "open_bundle",
+    "read_grounded",
+    "write_grounded",
 ]
 
 _HOMES = {
@@ -85,9 +96,11 @@ _HOMES = {
     "bundle": ("Bundle", "Manifest", "open_bundle"),
     "draw": ("draw_result",),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
+    "explain": ("Explanation",),
+    "grounded": ("GroundedThought", "Reference", "read_grounded", "write_grounded"),
     "result": (
-        "BundleInfo", "Candidate", "CandidatesEvent", "DecidedEvent", "ImageInfo", "Milliseconds", "Result",
-        "ResultEvent", "Step", "TextEvent", "Tokens",
+        "Abstention", "BundleInfo", "Candidate", "CandidateVerdict", "CandidatesEvent", "DecidedEvent",
+        "ImageInfo", "Milliseconds", "Result", "ResultEvent", "Step", "TextEvent", "Tokens",
     ),
     "scene": ("Scene",),
     "thinker": ("Thinker", "load"),
