@@ -143,6 +143,7 @@ def write_packed(
     layout: PackedFormat,
     out_dir: Path,
     symmetric: bool = False,
+    head_integers: bool = False,
 ) -> None:
     """Write a checkpoint with the same integers that transformers and others load.
 
@@ -150,9 +151,11 @@ def write_packed(
         checkpoint: the unquantised one: everything that is not a linear layer of the decoder comes from it.
         weights: the integers.
         out_dir: a new or empty directory.
-        symmetric: every zero point is the middle. Otherwise compressed-tensors holds the output layer as
-            float32 values: transformers decodes asymmetric layers with dequantize=True only, and then all
-            by one scheme, while the output layer has another.
+        symmetric: every zero point is the middle.
+        head_integers: of gptq and gptq_v2: the output layer in integers too, which GPTQModel reads and
+            transformers does not: it would make up an output layer of its own. Otherwise, and in asymmetric
+            compressed-tensors, it is stored as the float32 values of its integers. (transformers decodes
+            asymmetric layers with dequantize=True only, and then all by one scheme.)
 
     Raises:
         OptionError: the format cannot hold them.
@@ -179,13 +182,15 @@ def write_packed(
     found["head"] = head
     rest = ["model.embed_tokens.weight", "model.norm.weight", *checkpoint.names("visual.")]
     tensors = [_kept(checkpoint, name) for name in rest]
-    if layout is PackedFormat.COMPRESSED and not symmetric:
+    packed_head = symmetric if layout is PackedFormat.COMPRESSED else head_integers
+    if not packed_head:
         tensors.append(Tensor.from_array("lm_head.weight", head.dense()))
     else:
         tensors += _tensors("lm_head", head, layout, symmetric)
     shards.add("rest", tensors)
     shards.finish()
-    _write_configs(checkpoint.directory, out_dir, _quantisation(layout, found["layers"], head, symmetric))
+    quantisation = _quantisation(layout, found["layers"], head if packed_head else None, symmetric)
+    _write_configs(checkpoint.directory, out_dir, quantisation)
 
 
 def _kept(checkpoint: Checkpoint, name: str) -> Tensor:
@@ -243,19 +248,21 @@ def _newer_name(name: str) -> str:
 
 
 def _quantisation(
-    layout: PackedFormat, layer: QuantisedLinear, head: QuantisedLinear, symmetric: bool
+    layout: PackedFormat, layer: QuantisedLinear, head: QuantisedLinear | None, symmetric: bool
 ) -> dict[str, Any]:
-    """The `quantization_config` of what was written."""
+    """The `quantization_config` of what was written; `head` None: the output layer is in values."""
     if layout is not PackedFormat.COMPRESSED:
-        bits, block = layer.weight.bits, layer.weight.block
-        return {
-            "quant_method": "gptq", "bits": bits, "group_size": block, "checkpoint_format": layout.value,
-            "desc_act": layer.order is not None, "sym": symmetric, "lm_head": True,
-            "dynamic": {"lm_head": {"bits": head.weight.bits, "group_size": head.weight.block}},
+        values = {
+            "quant_method": "gptq", "bits": layer.weight.bits, "group_size": layer.weight.block,
+            "checkpoint_format": layout.value, "desc_act": layer.order is not None, "sym": symmetric,
+            "lm_head": head is not None,
         }  # fmt: skip
+        if head is not None:
+            values["dynamic"] = {"lm_head": {"bits": head.weight.bits, "group_size": head.weight.block}}
+        return values
     targets = {"layers": r"re:.*layers\.\d+\.(self_attn|mlp)\.\w+_proj$", "head": r"re:.*lm_head$"}
     groups = {}
-    for name, linear in (("layers", layer), ("head", head)) if symmetric else (("layers", layer),):
+    for name, linear in (("layers", layer),) if head is None else (("layers", layer), ("head", head)):
         weights = {
             "num_bits": linear.weight.bits, "type": "int", "symmetric": symmetric, "strategy": "group",
             "group_size": linear.weight.block, "dynamic": False,
@@ -267,7 +274,7 @@ def _quantisation(
     return {
         "quant_method": "compressed-tensors", "format": "pack-quantized",
         "quantization_status": "compressed", "config_groups": groups,
-        "ignore": [] if symmetric else ["lm_head"],
+        "ignore": ["lm_head"] if head is None else [],
     }  # fmt: skip
 
 

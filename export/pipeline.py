@@ -65,10 +65,11 @@ class ExportOptions:
         block: columns that share an int4 scale, 16 to 256; None: 128 where it fits, else 32.
         accuracy_level: of MatMulNBits, 0 (float32 activations) or 4 (int8 activations, faster).
         head_bits: of the output layer where the decoder is in integers, 4 or 8.
-        embeddings: of the token table: as stored, or int8 with a scale a row.
+        embeddings: of the token table: as stored, int8 with a scale a row, or int4 with one per 32 columns.
         calibration: choose the decoder's integers by GPTQ on samples; None: round to nearest.
         draft_traces, draft_count: also learn a draft table from so many traces, see calibration/draft_table.
         packed_dir, packed_format: also write the calibrated integers as a checkpoint for others.
+        packed_head: its output layer, "values" or, in the GPTQ formats, "integers".
         vision: "fp32" or "int8", of the vision tower's linear layers.
         detector: "fp32", or "int8" in those linear layers that measurably do not move boxes.
         golden_questions: how many self-tests the bundle carries, 0 to 3; recording them asks the new bundle.
@@ -89,6 +90,7 @@ class ExportOptions:
     draft_count: int = 1500
     packed_dir: Path | None = None
     packed_format: PackedFormat = PackedFormat.COMPRESSED
+    packed_head: str = "values"
     vision: str = "fp32"
     detector: str = "fp32"
     golden_questions: int = 3
@@ -235,7 +237,7 @@ def _weights(work: _Work, length: int) -> Weights | None:
         assert work.options.calibration is not None, "packed_dir is refused without calibration"
         write_packed(
             work.checkpoint, work.config.text, saved, work.options.packed_format, work.options.packed_dir,
-            work.options.calibration.symmetric,
+            work.options.calibration.symmetric, work.options.packed_head == "integers",
         )  # fmt: skip
     return saved
 

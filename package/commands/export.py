@@ -48,10 +48,10 @@ from rexthinker_edge.commands.engines import check_engines, export_engines, is_b
 )
 @click.option(
     "--embeddings",
-    type=click.Choice(["kept", "int8"]),
+    type=click.Choice(["kept", "int8", "int4"]),
     default="kept",
     show_default=True,
-    help="Token table: as the checkpoint has it, or int8 with a scale a row.",
+    help="Token table: as the checkpoint has it, int8 with a scale a row, or int4 with one per 32 columns.",
 )
 @click.option(
     "--vision",
@@ -112,6 +112,13 @@ from rexthinker_edge.commands.engines import check_engines, export_engines, is_b
     type=click.Choice(["compressed-tensors", "gptq", "gptq_v2"]),
     default="compressed-tensors",
     show_default=True,
+)
+@click.option(
+    "--packed-head",
+    type=click.Choice(["values", "integers"]),
+    default="values",
+    show_default=True,
+    help="Output layer of the GPTQ formats: GPTQModel reads integers, transformers does not.",
 )
 @click.option("--name", help="Name of the bundle.")
 @click.option("--source", help="Where the weights come from.")

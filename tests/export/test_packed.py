@@ -188,7 +188,7 @@ def test_the_same_graph_after_every_path(integers, tmp_path, layout, act_order):
     symmetric = layout is PackedFormat.COMPRESSED
     config, checkpoint, saved = integers(act_order, symmetric)
     out, recipe = tmp_path / "packed", IntegerRecipe(block=32)
-    write_packed(checkpoint, config, saved, layout, out, symmetric)
+    write_packed(checkpoint, config, saved, layout, out, symmetric, head_integers=True)
     assert packed_format(out) is layout
     again = read_config(out).text
     assert not again.tied  # the output layer has its own integers now
