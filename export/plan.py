@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rexthinker_edge.export.checkpoint import Checkpoint
 from rexthinker_edge.export.config import TextConfig
-from rexthinker_edge.export.embeddings import EmbeddingPrecision
+from rexthinker_edge.export.embeddings import EmbeddingPrecision, embedding_bytes
 from rexthinker_edge.export.quantize import IntegerRecipe
 from rexthinker_edge.runtime.errors import BundleError
 
@@ -90,11 +90,11 @@ def plan_export(
     else:
         output = 0 if config.tied else head[1]
     kept = embeddings is EmbeddingPrecision.KEPT
-    embedding_bytes = table[1] if kept else table[0][0] * (table[0][1] + 4)
+    stored = table[1] if kept else embedding_bytes(table[0][0], table[0][1], embeddings)
     detector = sum(path.stat().st_size for path in detector_dir.glob("*.safetensors"))
     parts = (
         PlannedPart("vision tower", vision), PlannedPart("decoder layers", layers),
-        PlannedPart("output layer", output), PlannedPart("embeddings", embedding_bytes),
+        PlannedPart("output layer", output), PlannedPart("embeddings", stored),
         PlannedPart("detector", detector),
         PlannedPart("tokenizers, self-test", _tokenizers(checkpoint.directory, detector_dir)),
     )  # fmt: skip
@@ -105,7 +105,7 @@ def plan_export(
     # Integers of the largest weight unpacked and packed, and the checkpoint's bytes of it. The self-test
     # holds the bundle once mapped and once as ONNX Runtime packs it, less the table.
     export = 4 * largest
-    self_test = 2 * total - embedding_bytes
+    self_test = 2 * total - stored
     memory = BASE_MEMORY_BYTES + max(export, DETECTOR_MEMORY_FACTOR * detector, self_test)
     return ExportPlan(parts, read, memory, seconds)
 

@@ -9,6 +9,7 @@ Contract  `rewind(n)` forgets everything after the first n tokens. Splitting the
 Elsewhere positions: positions.py; choosing tokens: generate.py; the graph: export/decoder_graph.py.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from rexthinker_edge.kernels.bfloat16 import to_float32
+from rexthinker_edge.kernels.int4_rows import blocks_of, code_bytes, expand_int4_rows
 from rexthinker_edge.runtime.deadline import NEVER, Deadline
 from rexthinker_edge.runtime.errors import BundleError, TextError
 from rexthinker_edge.runtime.opening import open_session
@@ -28,6 +30,7 @@ STORED_DTYPES: dict[str, type[np.generic]] = {
     "float16": np.float16,
     "float32": np.float32,
     "int8": np.int8,  # times a scale a row
+    "int4": np.uint8,  # two codes a byte, kernels/int4_rows.py
 }
 # Added to a score it leaves a weight of exactly 0; finite, so that a tile hidden whole is no 0 / 0.
 HIDDEN = np.float32(-1e30)
@@ -58,7 +61,7 @@ class Embeddings:
     """The token embedding table, read row by row from a memory-mapped file."""
 
     def __init__(self, path: Path, geometry: DecoderGeometry) -> None:
-        """Map `path`: raw rows, or for int8 one float32 scale a row and then the rows' codes.
+        """Map `path`: raw rows; for int8 and int4 the scales of all rows, then their codes.
 
         Raises:
             BundleError: the file's size or `geometry.embedding_dtype` is not as it must be.
@@ -70,8 +73,11 @@ class Embeddings:
                 f"needed one of {', '.join(STORED_DTYPES)}. Export the bundle again with this version."
             )
         dtype = np.dtype(STORED_DTYPES[stored])
-        scales_bytes = 4 * vocab if stored == "int8" else 0
-        needed = vocab * hidden * dtype.itemsize + scales_bytes
+        width = code_bytes(hidden) if stored == "int4" else hidden
+        scales = {"int8": (np.float32, (vocab,)), "int4": (np.float16, (vocab, blocks_of(hidden)))}
+        kind, shape = scales.get(stored, (np.float32, (0,)))
+        scales_bytes = math.prod(shape) * np.dtype(kind).itemsize
+        needed = vocab * width * dtype.itemsize + scales_bytes
         seen = path.stat().st_size
         if seen != needed:
             raise BundleError(
@@ -79,17 +85,20 @@ class Embeddings:
                 "Copy or export the bundle again."
             )
         self.table: NDArray[Any] = np.memmap(
-            path, dtype=dtype, mode="r", offset=scales_bytes, shape=(vocab, hidden)
+            path, dtype=dtype, mode="r", offset=scales_bytes, shape=(vocab, width)
         )
-        self.scales: NDArray[np.float32] | None = None
+        self.scales: NDArray[Any] | None = None
         if scales_bytes:
-            self.scales = np.memmap(path, dtype=np.float32, mode="r", shape=(vocab,))
+            self.scales = np.memmap(path, dtype=kind, mode="r", shape=shape)
+        self.hidden, self.is_int4 = hidden, stored == "int4"
         self.is_bfloat16 = stored == "bfloat16"
 
     def lookup(self, token_ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
         """Rows of `token_ids` (S,), as (S, H) float32; only these rows are read from the file."""
         ids = np.asarray(token_ids, dtype=np.int64)
         rows = self.table[ids]
+        if self.scales is not None and self.is_int4:
+            return expand_int4_rows(rows, self.scales[ids], self.hidden)
         if self.scales is not None:
             return rows.astype(np.float32) * self.scales[ids][:, None]
         return to_float32(rows) if self.is_bfloat16 else rows.astype(np.float32)
