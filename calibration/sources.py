@@ -2,7 +2,7 @@
 
 Contract  Records are read in a bounded number, drawn over the whole file by the seed; pictures only when they
           are needed. What was chosen is told by its ids and one SHA-256 over everything that was read.
-Elsewhere the choice: selection.py; the files: humanref.py, humanref_cot.py; prompts: samples.py.
+Elsewhere the choice: selection.py; the files: openers.py; prompts: samples.py.
 """
 
 import hashlib
@@ -10,14 +10,14 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rexthinker_edge.calibration.humanref import IMAGES, read_humanref
-from rexthinker_edge.calibration.humanref_cot import PAIR, REJECTION_PAIR, CotPair
+from rexthinker_edge.calibration.dataset import Example
+from rexthinker_edge.calibration.openers import open_dataset
 from rexthinker_edge.calibration.records import Problem, Record
 from rexthinker_edge.calibration.selection import Traits, choose
 from rexthinker_edge.calibration.workbench.items import Item, item_record, item_trace, make_item
@@ -90,10 +90,8 @@ def choose_calibration(source: str, count: int, seed: int = 0) -> Choice:
     pool_size = POOL_PER_SAMPLE * count
     if kind == "workbench" and place in set(Level):
         pool = _workbench(Level(place), pool_size, seed)
-    elif kind == "humanref-cot" and place:
-        pool = _humanref_cot(Path(place), pool_size, seed, problems)
-    elif kind == "humanref" and place:
-        pool = _humanref(Path(place), problems)
+    elif kind in ("humanref-cot", "humanref") and place:
+        pool = _from_files(source, pool_size, seed, problems)
     else:
         raise OptionError(f"calibration: {source!r}, needed {KINDS}. Name the data so.")
     by_id = {situation.id: situation for situation in pool}
@@ -127,56 +125,47 @@ def workbench_situation(item: Item, index: int) -> Situation:
     )
 
 
-def _humanref_cot(folder: Path, count: int, seed: int, problems: list[Problem]) -> list[Situation]:
-    """Both pairs, in proportion to their lengths; a pair that is absent gives none, but one must be there."""
-    names = [name for name in (PAIR, REJECTION_PAIR) if (folder / f"{name}.annotations.tsv").is_file()]
-    if not names:
-        raise DataError(
-            f"{folder}: no {PAIR}.annotations.tsv, HumanRef-CoT's files are needed. Name their folder."
-        )
-    found = []
-    for name in names:
-        with CotPair(folder, name) as pair:
-            drawn = sorted(random.Random(f"{seed}:{name}").sample(range(len(pair)), min(count, len(pair))))
-            for number in drawn:
-                try:
-                    record = pair.record(number)
-                except DataError as error:
-                    problems.append(Problem(f"{name}.annotations.tsv", number + 1, str(error)))
-                    continue
-                found.append(Situation(f"{name}:{number}", record, _CotPicture(folder, name, number)))
+def _from_files(source: str, count: int, seed: int, problems: list[Problem]) -> list[Situation]:
+    """Situations of a dataset's files, drawn over all of it.
+
+    A record is left out, and told, where its picture or its boxes cannot be used as they are: a trace counts
+    the candidates it was written for, and an answer copies boxes of the hint.
+    """
+    kind, found = source.partition(":")[0], []
+    with open_dataset(source) as dataset:
+        whole = range(len(dataset))
+        drawn = sorted(random.Random(f"{seed}:{kind}").sample(whole, min(count, len(whole))))
+        for example in dataset.examples(problems, drawn):
+            if (record := _as_asked(example)) is None:
+                what = "an answer is no candidate, or a candidate cannot be asked about"
+                problems.append(Problem(*dataset.place(example.number), what))
+                continue
+            file = example.picture if isinstance(example.picture, Path) else None
+            found.append(
+                Situation(f"{kind}:{example.number}", record, _Picture(source, example.number, file))
+            )
     return found
 
 
-@dataclass(frozen=True)
-class _CotPicture:
-    """Reads one picture of a pair when it is asked for."""
+def _as_asked(example: Example) -> Record | None:
+    """The record with the boxes that the prompt will hold; None where they are not the record's own."""
+    answers = example.answers()
+    if answers is None or len(example.candidates) != len(example.record.candidate_boxes):
+        return None
+    answered = tuple(box for k, box in enumerate(example.candidates) if k in answers)
+    return replace(example.record, candidate_boxes=example.candidates, answer_boxes=answered)
 
-    folder: Path
-    name: str
+
+@dataclass(frozen=True)
+class _Picture:
+    """Reads one picture of a dataset when it is asked for; `file` is its own, where it has one."""
+
+    source: str
     number: int
+    file: Path | None
 
     def __call__(self) -> NDArray[np.uint8]:
-        with CotPair(self.folder, self.name) as pair:
-            return read_picture(pair.jpeg(self.number)).pixels_HWC
-
-
-def _humanref(folder: Path, problems: list[Problem]) -> list[Situation]:
-    found = []
-    for record in read_humanref(folder, problems):
-        picture = folder / IMAGES / record.image_name
-        if Path(record.image_name).name != record.image_name or not picture.is_file():
-            problems.append(Problem("annotations.jsonl", record.id, f"no picture {record.image_name!r}"))
-            continue
-        found.append(Situation(f"humanref:{record.id}", record, _File(picture)))
-    return found
-
-
-@dataclass(frozen=True)
-class _File:
-    """Reads a picture file when it is asked for."""
-
-    path: Path
-
-    def __call__(self) -> NDArray[np.uint8]:
-        return read_picture(self.path).pixels_HWC
+        if self.file is not None:
+            return read_picture(self.file).pixels_HWC
+        with open_dataset(self.source) as dataset:
+            return read_picture(dataset.picture(self.number, dataset.record(self.number))).pixels_HWC

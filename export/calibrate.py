@@ -142,7 +142,7 @@ def calibrate(
         ids=tuple(sample.id for sample in samples), sha256=choice.sha256(),
         tokens=sum(len(sample.ids) for sample in samples),
         traces=sum(sample.answer_start < len(sample.ids) for sample in samples),
-        domains=choice.domains(),
+        domains=choice.domains(), left_out=sum(not problem.kept for problem in choice.problems),
     )  # fmt: skip
     return Saved(checkpoint, scratch), card
 

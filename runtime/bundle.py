@@ -100,6 +100,7 @@ class CalibrationCard:
     tokens: int = 0
     traces: int = 0  # samples that carry the assistant's turn
     domains: dict[str, int] = field(default_factory=dict)
+    left_out: int = 0  # records looked at that could not be used
 
 
 @dataclass(frozen=True)

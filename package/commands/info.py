@@ -66,7 +66,8 @@ def _calibration(card: Any) -> str:
     if card is None:
         return "none"
     domains = ", ".join(f"{name} {count}" for name, count in sorted(card.domains.items()))
-    return f"{card.source}, {card.items} items, seed {card.seed}" + (f" ({domains})" if domains else "")
+    told = f"{card.source}, {card.items} items, seed {card.seed}" + (f" ({domains})" if domains else "")
+    return told + (f"; {card.left_out} records could not be used" if card.left_out else "")
 
 
 def _first_line(notice: str) -> str:

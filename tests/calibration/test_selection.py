@@ -1,5 +1,6 @@
 """What is chosen to calibrate on: spread, the same every time, told in full."""
 
+import json
 from collections import Counter
 
 import numpy as np
@@ -106,11 +107,29 @@ def test_a_written_turn_is_what_the_runtime_reads(folders):
         assert f'"label": "{situation.record.referring}"' in answer
 
 
+def test_records_that_cannot_be_asked_are_left_out_and_told(folders):
+    """A missing picture, a box without area: a trace counts candidates, so none may go from under it."""
+    path = folders / "plain" / "annotations.jsonl"
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    (folders / "plain" / "images" / lines[2]["image_name"]).unlink()
+    lines[4]["candidate_boxes"].append([5.0, 5.0, 5.0, 9.0])
+    lines[6]["answer_boxes"] = [[1.0, 1.0, 3.0, 3.0]]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    choice = choose_calibration(f"humanref:{folders}/plain", 11, seed=1)
+    assert not {"humanref:2", "humanref:4", "humanref:6"} & {situation.id for situation in choice.situations}
+    told = {problem.line: problem.reason for problem in choice.problems if not problem.kept}
+    assert set(told) == {3, 5, 7}
+    assert "is missing" in told[3]
+    assert "an answer is no candidate" in told[5]
+    with pytest.raises(DataError, match="12 samples asked of 11 readable ones"):
+        choose_calibration(f"humanref:{folders}/plain", 12, seed=1)
+
+
 def test_source_messages(tmp_path):
     for source in ("workbench:hard", "coco:here", "humanref:", "text"):
         with pytest.raises(OptionError, match="needed workbench:easy, workbench:full, humanref-cot"):
             choose_calibration(source, 4)
     with pytest.raises(OptionError, match="calibration_seed: 100000, needed 0 to 99,999"):
         choose_calibration("workbench:easy", 4, 100_000)
-    with pytest.raises(DataError, match=r"no humanref_cot\.annotations\.tsv"):
+    with pytest.raises(DataError, match=r"humanref_cot\..*: no such file, a TSV pair has four"):
         choose_calibration(f"humanref-cot:{tmp_path}", 4)
