@@ -167,7 +167,7 @@ class CudaDecoder(Decoder):
         assert bias is None, "the graph takes no attention bias"
         assert isinstance(cache, DeviceCache), type(cache)
         count, total = len(embeds), cache.length + len(embeds)
-        feeds = {
+        feeds: dict[str, NDArray[Any]] = {
             "embeds": embeds[None].astype(np.float16),
             "positions": np.ascontiguousarray(positions[:, None], np.int64),
             "last_index": np.array([total - 1], np.int32),
@@ -184,7 +184,9 @@ class CudaDecoder(Decoder):
         cache.length = total
         return logits
 
-    def _recorded(self, feeds: dict[str, Any], buffers: Buffers, deadline: Deadline) -> NDArray[np.float32]:
+    def _recorded(
+        self, feeds: dict[str, NDArray[Any]], buffers: Buffers, deadline: Deadline
+    ) -> NDArray[np.float32]:
         """A pass whose addresses and shapes depend on cache and number of tokens alone: (S, vocab)."""
         count = feeds["embeds"].shape[1]
         step = self._steps.get(count)

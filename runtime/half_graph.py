@@ -127,11 +127,11 @@ def whole_integers(graph: GraphFile) -> None:
         product = f"{node.outputs[0]}.product" if bias else node.outputs[0]
         nodes += [  # the first two are folded when the graph is opened
             _cast(codes, f"{codes}.float", FLOAT),
-            Node("Mul", "", [f"{codes}.float", scales], [f"{codes}.whole"], f"{codes}.whole"),
-            Node("MatMul", "", [x, f"{codes}.whole"], [product], product),
+            Node("Mul", "", [f"{codes}.float", scales], [f"{codes}.whole"], f"{node.name}/whole"),
+            Node("MatMul", "", [x, f"{codes}.whole"], [product], node.name),
         ]
         if bias:
-            nodes.append(Node("Add", "", [product, bias], [node.outputs[0]], node.outputs[0]))
+            nodes.append(Node("Add", "", [product, bias], [node.outputs[0]], f"{node.name}/bias"))
     graph.nodes = nodes
 
 
@@ -178,7 +178,7 @@ def _is_delicate(node: Node, stored: dict[str, str]) -> bool:
 
 
 def _cast(name: str, made: str, element: int) -> Node:
-    node = Node("Cast", "", [name], [made], made)
+    node = Node("Cast", "", [name], [made], f"cast/{made}")
     node.set_whole("to", element)
     return node
 
