@@ -100,7 +100,8 @@ class Embeddings:
         if self.scales is not None and self.is_int4:
             return expand_int4_rows(rows, self.scales[ids], self.hidden)
         if self.scales is not None:
-            return rows.astype(np.float32) * self.scales[ids][:, None]
+            found: NDArray[np.float32] = rows.astype(np.float32) * self.scales[ids][:, None]
+            return found
         return to_float32(rows) if self.is_bfloat16 else rows.astype(np.float32)
 
 
