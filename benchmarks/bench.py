@@ -16,16 +16,15 @@ from typing import Any
 
 from rexthinker_edge.benchmarks.bench_questions import Question, questions
 from rexthinker_edge.benchmarks.ceilings import Ceilings, measure_ceilings
+from rexthinker_edge.benchmarks.energy import EnergyMeter, Heat, read_heat, throttling
 from rexthinker_edge.benchmarks.machine import (
-    EnergyMeter,
-    Heat,
     begin_peak,
     cached_share,
     drop_from_cache,
     machine_card,
     peak_bytes,
-    read_heat,
-    throttling,
+    read_turns,
+    waited_share,
 )
 from rexthinker_edge.benchmarks.random_bundle import is_random
 from rexthinker_edge.benchmarks.speed import (
@@ -106,11 +105,11 @@ def bench(plan: Plan, told: Told = lambda what, done, total: None) -> dict[str, 
     peak_known = begin_peak()
     told("load", 0, 1)
     thinker, loads = load_twice(opened, plan)
-    heat = read_heat()
+    heat, turns = read_heat(), read_turns()
     measuring = Bench(thinker, limits, plan.tokens, bring_boxes=is_random(opened.manifest))
     with EnergyMeter() as energy:
         seen = measuring.run(asked, lambda done: told("pictures asked", done, count + 1))
-    peak = peak_bytes()
+    peak, waited = peak_bytes(), waited_share(turns, read_turns())
     chunk = thinker._parts.language.decoder.prefill_chunk
     work |= _decoder_works(decoder_work(opened), seen, chunk)
     told("ceilings again", 0, 1)
@@ -118,7 +117,8 @@ def bench(plan: Plan, told: Told = lambda what, done, total: None) -> dict[str, 
     ceilings = before.better(after)
     return {
         "schema": SCHEMA,
-        "machine": _machine(thinker, heat, energy, seen, loads, peak_known, (before, after)),
+        "machine": _machine(thinker, heat, energy, seen, loads, (before, after))
+        | {"waited_share": waited, "peak_since_load": peak_known},
         "bundle": _bundle(opened, thinker, seen, work, size, loads),
         "ceilings": asdict(ceilings),
         "stages": _stages(seen, work, ceilings),
@@ -248,7 +248,7 @@ def expressions(seen: Measured) -> dict[str, Any]:
 
 
 def _machine(
-    thinker: Thinker, heat: Heat, energy: EnergyMeter, seen: Measured, loads: Loads, peak_known: bool,
+    thinker: Thinker, heat: Heat, energy: EnergyMeter, seen: Measured, loads: Loads,
     ceilings: Sequence[Ceilings],
 ) -> dict[str, Any]:  # fmt: skip
     """The machine's card, and what it told while it worked."""
@@ -260,7 +260,6 @@ def _machine(
         "energy": energy.report(seen.expressions),
         "throttling": throttling(heat, read_heat()),
         "cold_load": loads.told,
-        "peak_since_load": peak_known,
         "ceilings_before_and_after": [asdict(one) for one in ceilings],
     }
 

@@ -10,6 +10,7 @@ from typing import Any
 Rows = list[list[str]]
 Made = tuple[str, list[str], Rows]  # title, head, rows
 
+QUIET = 0.05  # of a ready thread's time; an idle machine's own housekeeping takes less
 STAGES = {"detect": "detector", "vision": "vision tower", "prefill": "prompt", "token": "one token"}
 
 
@@ -117,12 +118,24 @@ def _foot(report: dict[str, Any]) -> list[str]:
     statuses = ", ".join(f"{count} {name}" for name, count in bundle["statuses"].items())
     peak = "since loading" if machine["peak_since_load"] else "the bench's own arrays included"
     return [
+        *_shared(machine),
         f"{1000 / report['stages']['token']['p50_ms']:,.1f} tokens/s one by one; answers: {statuses}",
         f"load {load['cold_ms']:,.0f} ms cold, {load['warm_ms']:,.0f} ms warm; packed after "
         f"{bundle['ready_ms']['cold']:,.0f} and {bundle['ready_ms']['warm']:,.0f} ms; {_cold(machine)}",
         f"peak memory {report['peak_bytes'] / 2**20:,.0f} MiB, {peak}",
         _energy(machine["energy"]),
         _heat(machine["throttling"]),
+    ]
+
+
+def _shared(machine: dict[str, Any]) -> list[str]:
+    """A warning where other programs had the cores."""
+    share = machine["waited_share"]
+    if share is None or share < QUIET:
+        return []
+    return [
+        f"NOT A QUIET MACHINE: ready threads waited for a core {100 * share:.0f} % of their time; times are "
+        "too long, and no ceiling is the machine's own"
     ]
 
 

@@ -225,9 +225,10 @@ def test_what_the_machine_does_not_tell_has_a_line(report):
             "throttled": None, "events": {}, "clock_share": None, "hottest_c": None, "why": "no counters"
         },
         "cold_load": {"dropped": False, "why": "posix_fadvise: no", "cached_share": None},
-        "peak_since_load": False,
+        "peak_since_load": False, "waited_share": 0.4,
     }  # fmt: skip
     shown = as_table(report | {"machine": machine})
+    assert "NOT A QUIET MACHINE: ready threads waited for a core 40 % of their time" in shown
     assert "energy: not told (no RAPL, no power sensor)" in shown
     assert "throttling: not told (no counters)" in shown
     assert "not cold: posix_fadvise: no" in shown
@@ -241,9 +242,10 @@ def test_what_the_machine_tells_has_its_figure(report):
             "joules_per_expression": {"VDD": 1.5},
         },
         "throttling": {"throttled": True, "events": {"a": 3}, "clock_share": 0.5, "hottest_c": 80.4},
-        "cold_load": {"dropped": True, "why": None, "cached_share": 0.02},
+        "cold_load": {"dropped": True, "why": None, "cached_share": 0.02}, "waited_share": 0.01,
     }  # fmt: skip
     shown = as_table(report | {"machine": machine})
+    assert "QUIET" not in shown
     assert "energy: VDD 15.0 W, 1.50 J an expression" in shown
     assert "throttled: 3 events; 80 °C at the hottest; clock at 50 % of its most" in shown
     assert "2 % of the files stayed in memory" in shown
