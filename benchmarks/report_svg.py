@@ -107,8 +107,8 @@ class Axis:
         """Cover `values`; `pixels` are where the lowest and the highest tick lie."""
         low, high = min(values), max(values)
         room = (high - low) * 0.06 or abs(high) * 0.05 or 1.0
-        wanted = (low if low == 0 else low - room, high if high in (0, 1, 100) else high + room)
-        self.ticks = ticks(*wanted, about)
+        first, last = low if low == 0 else low - room, high if high in (0, 1, 100) else high + room
+        self.ticks = ticks(first, last if last > first else first + 1, about)
         self.pixels = pixels
 
     def __call__(self, value: float) -> float:

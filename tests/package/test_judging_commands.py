@@ -105,6 +105,11 @@ def test_usage(command, arguments: tuple[str, ...], message: str) -> None:
     assert message in result.output
 
 
+def test_a_report_in_no_form_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"ending in \.pdf, one of \.html, \.md, \.json is needed"):
+        invoke(compare, "a", "b", "--report", tmp_path / "r.pdf")
+
+
 def test_errors(humanref: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"no manifest\.json and no config\.json"):
         invoke(evaluate, "--dataset", "workbench:easy:1:1", "--bundle", tmp_path)
@@ -128,16 +133,21 @@ def test_the_gate_is_an_exit_code(
         return Item(0, 0, "a.png", "ball", "rejection", "", "ball", 2, (), (), status)
 
     def hold(specs, trial, folder):
-        assert trial.numbers == range(3)
+        assert (trial.numbers, trial.orders, trial.device) == (range(3), 2, "cpu")
         return [Subjected(s, {}, {}, [item(t)]) for s, t in zip(specs, ("absent", "found"), strict=True)], []
 
     monkeypatch.setattr(trials, "hold", hold)
     result = CliRunner().invoke(
-        compare, ["a", "b", "--dataset", "workbench:easy:1:3", "--json", *arguments], standalone_mode=False
-    )
+        compare,
+        ["a", "b", "--dataset", "workbench:easy:1:3", "--json", *arguments, "--orders", "2",
+         "--report", str(tmp_path / "r.html"), "--report", str(tmp_path / "r.json")],
+        standalone_mode=False,
+    )  # fmt: skip
     assert result.return_value == code, result.output
     told = json.loads(result.stdout.splitlines()[0])
     assert told["schema"] == "rexthinker-edge/comparison/1"
+    assert told == json.loads((tmp_path / "r.json").read_text())
+    assert (tmp_path / "r.html").read_text().startswith("<!DOCTYPE html>")
     assert told["gate"]["passed"] == (code == 0)
     assert ("gate: b: 100.00 % of the answers flipped" in result.stderr) == (code == 6)
 
