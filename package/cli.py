@@ -33,6 +33,7 @@ VERBS = {
     "export": Verb("Make a bundle of checkpoints.", "export"),
     "info": Verb("Say what a bundle is."),
     "plan": Verb("Say whether a bundle will fit a device, and how fast it should be."),
+    "prepare": Verb("Pack a bundle's weights for this machine once, to open them by mapping."),
     "refer": Verb("Find what an expression means in a picture."),
     "train": Verb("Train the models.", "training"),
     "verify": Verb("Check that a bundle is intact."),

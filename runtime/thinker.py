@@ -36,6 +36,7 @@ from rexthinker_edge.runtime.kept_scene import restore_scene
 from rexthinker_edge.runtime.looking import Looker, Parts
 from rexthinker_edge.runtime.opening import REFUSALS, refusal, start_packing
 from rexthinker_edge.runtime.prefix_tree import PrefixTree
+from rexthinker_edge.runtime.prepared import find, plain_options
 from rexthinker_edge.runtime.providers import Placement, read_device, require_cuda
 from rexthinker_edge.runtime.qwen_pixels import PixelLimits
 from rexthinker_edge.runtime.result import BundleInfo
@@ -119,6 +120,7 @@ class Thinker:
             "model": dataclasses.asdict(manifest.model),
             "quantisation": dict(manifest.quantisation),
             "device": self._device,
+            "prepared": self._prepared(),
             "threads": self._threads,
             "memory_bytes": self._memory_bytes,
             "idle_kv": self._idle_kv,
@@ -127,6 +129,11 @@ class Thinker:
             "providers": list(self._parts.vision.session.get_providers()),
             "onnxruntime": ort.__version__,
         }
+
+    def _prepared(self) -> dict[str, Any] | None:
+        """What was prepared of the bundle on this machine, and why it is not used where it is not."""
+        found = find(self._bundle) if self._device == "cpu" else None
+        return found and {"directory": str(found.directory), "not_used": list(found.differences)}
 
 
 def load(
@@ -178,8 +185,13 @@ def small_bundle() -> Path:
     return Path(str(resources.files("rexthinker_edge"))) / "bundles" / "small"
 
 
-def open_parts(opened: Bundle, options: ort.SessionOptions, device: str = "cpu") -> Parts:
+def open_parts(
+    opened: Bundle, options: ort.SessionOptions, device: str = "cpu", prepared: Path | None = None
+) -> Parts:
     """Open the three graphs, at the same time, the embeddings and the tokenizers of a bundle.
+
+    Args:
+        prepared: where prepared graphs lie; None for the usual place.
 
     Raises:
         DeviceError: the device is a GPU that cannot be had, or cannot run a graph of this bundle.
@@ -191,28 +203,39 @@ def open_parts(opened: Bundle, options: ort.SessionOptions, device: str = "cpu")
     embeddings = Embeddings(opened.file(bundles.EMBEDDINGS), manifest.decoder)
     placement = read_device(device)
     gpu = _gpu(opened, placement, options)
+    ready = find(opened, prepared) if placement.kind == "cpu" else None
+
+    def graph(name: str) -> tuple[Path, ort.SessionOptions]:
+        """Where a graph lies, and how it is opened."""
+        path = None if ready is None else ready.graph(name)
+        if path is None:
+            return opened.file(name), options
+        return path, plain_options(options.intra_op_num_threads)
 
     def engine(graph: str) -> Any:
         return open_engine(opened, graph) if placement.kind == "tensorrt" else None
 
     def decoder() -> Decoder:
         with _opening(opened, bundles.DECODER) as path:
-            made = gpu.decoder(embeddings) if gpu else Decoder(path, embeddings, manifest.decoder, options)
+            place, how = graph(bundles.DECODER)
+            made = gpu.decoder(embeddings) if gpu else Decoder(place, embeddings, manifest.decoder, how)
         check_decoder(made.session, manifest.decoder, path)
         return made
 
     def vision() -> VisionTower:
         with _opening(opened, bundles.VISION) as path:
             session = gpu.vision() if gpu else engine(bundles.VISION)
-            made = VisionTower(path, manifest.vision, options, session=session)
+            place, how = graph(bundles.VISION)
+            made = VisionTower(place, manifest.vision, how, session=session)
         check_vision(made.session, manifest.vision, manifest.decoder.hidden, path)
         return made
 
     def detector() -> Detector:
-        with _opening(opened, bundles.DETECTOR) as path:
+        with _opening(opened, bundles.DETECTOR):
             tokens = opened.file(bundles.DETECTOR_TOKENIZER)
             session, text = (gpu.detector(), gpu.text()) if gpu else (engine(bundles.DETECTOR), None)
-            return Detector(path, tokens, manifest.detector, options, session, text)
+            place, how = graph(bundles.DETECTOR)
+            return Detector(place, tokens, manifest.detector, how, session, text)
 
     with ThreadPoolExecutor(3) as pool:
         opening = pool.submit(decoder), pool.submit(vision), pool.submit(detector)
