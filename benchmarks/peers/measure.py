@@ -96,7 +96,7 @@ def measure(
                 if key in refused:
                     continue
                 got = host.time(name, way) if way != NO_WAY else _lacking(host)
-                told(f"round {number + 1}: {' / '.join(key)}: {got.get('wall_s', got.get('error'))}")
+                told(f"round {number + 1}: {' / '.join(key)}: {_said(got)}")
                 if got["ok"]:
                     seconds = (got["wall_s"], got["cpu_s"], got["units"])
                     samples.append(Sample(*key, number, *seconds, got.get("detail", {})))
@@ -104,6 +104,13 @@ def measure(
                     refused.add(key)
                     refusals.append(Refusal(*key, got["error"]))
     return samples, refusals
+
+
+def _said(got: dict[str, Any]) -> str:
+    """An answer in a line, so that what an interrupted run has measured is not lost."""
+    if not got["ok"]:
+        return str(got["error"])
+    return f"{got['wall_s']:.4g} s, {got['cpu_s']:.4g} s of processor time, {got['units']} units"
 
 
 def _lacking(host: Timed) -> dict[str, Any]:
