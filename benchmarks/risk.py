@@ -11,7 +11,7 @@ Contract  Every split draws its calibration items anew, makes a card exactly as 
           `marginal` is conformal risk control of another thing: wrong answers among all questions, threshold
           by (wrong + 1) / (questions + 1) <= risk. It is shown beside, not used.
 Elsewhere cards: calibration/risk.py; curves and reliability: distributions.py.
-Source    docs/risk.md
+Source    docs/sources.md#risk
 """
 
 import argparse

@@ -9,7 +9,7 @@ Contract  Learn then Test: each of `COVERAGES` thresholds is a hypothesis "more 
           laxest threshold that allows it be taken. One that is not an exchangeable sample of the questions
           to come (another kind of picture, harder words) promises nothing.
 Elsewhere using cards: runtime/risk.py; confidence: runtime/confidence.py; the check: benchmarks/risk.py.
-Source    docs/risk.md
+Source    docs/sources.md#risk
 """
 
 from collections.abc import Sequence

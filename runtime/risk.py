@@ -8,7 +8,7 @@ Contract  `threshold` gives the laxest threshold whose bound is within the risk 
           calibration, answered by the very bundle the card names; a card of another bundle is refused.
           Nothing is promised where nothing was measured: no card, or no bound low enough, is an error.
 Elsewhere making cards: calibration/risk.py; confidence: confidence.py; the manifest: bundle.py.
-Source    docs/risk.md
+Source    docs/sources.md#risk
 """
 
 import math

@@ -51,7 +51,7 @@ def told(
         sure: read from the same text; None where nothing was generated.
     """
     seen = sight.picture
-    trace = read_trace(text, sight.category, len(sight.candidates))
+    trace = read_trace(text, sight.category, len(sight.candidates)) if sure is None else sure.trace
     return Result(
         image=ImageInfo(seen.path, seen.width, seen.height, seen.sha256),
         category=sight.category,
