@@ -133,7 +133,9 @@ class Thinker:
     def _prepared(self) -> dict[str, Any] | None:
         """What was prepared of the bundle on this machine, and why it is not used where it is not."""
         found = find(self._bundle) if self._device == "cpu" else None
-        return found and {"directory": str(found.directory), "not_used": list(found.differences)}
+        if found is None:
+            return None
+        return {"directory": str(found.directory), "not_used": list(found.differences)}
 
 
 def load(

@@ -6,6 +6,7 @@ Elsewhere the work: runtime/prepared.py; what it wins: docs/full-size.md.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -29,7 +30,7 @@ def prepare(bundle: Path | None, remove: bool, as_json: bool) -> int:
 
     opened = open_bundle(small_bundle() if bundle is None else bundle)
     before = prepared.find(opened)
-    value = {"schema": SCHEMA, "bundle": opened.manifest.name, "digest": opened.digest}
+    value: dict[str, Any] = {"schema": SCHEMA, "bundle": opened.manifest.name, "digest": opened.digest}
     value["directory"] = str(prepared.directory_of(opened))
     value["before"] = None if before is None else list(before.differences)
     if remove:
