@@ -18,8 +18,8 @@ def waterfall(subjects: Sequence[Told]) -> str:
     if not timed:
         return ""
     rows = {series: [s for s in STAGES if told["ms"].get(s, {}).get("p50")] for series, told in timed}
-    tall, gap, left, right = 18, 34, 110, WIDTH - 90
-    height = sum((len(rows[series]) + 1) * tall + gap for series, _ in timed) + 44
+    tall, head, gap, left, right = 18, 24, 18, 110, WIDTH - 90
+    height = sum(head + (len(rows[series]) + 1) * tall + gap for series, _ in timed) + 36
     said = "; ".join(f"{told['name']}: {told['ms']['total']['p50']:.0f} ms" for _, told in timed)
     canvas = Canvas("waterfall", WIDTH, height, "Where the time goes", f"Median of a whole answer: {said}.")
     ends = [sum(told["ms"][s]["p50"] for s in rows[series]) for series, told in timed]
@@ -29,18 +29,17 @@ def waterfall(subjects: Sequence[Told]) -> str:
         canvas.text(x(value), height - 22, f"{value:g}", "soft", "middle")
     canvas.text((left + right) / 2, height - 4, "milliseconds, medians", "", "middle")
     for series, told in timed:
-        top = _cascade(canvas, x, top + 14, series, told, rows[series], tall) + gap - 14
+        top = _cascade(canvas, x, top + head, series, told, rows[series], tall) + gap
     return canvas.render()
 
 
 def _cascade(
     canvas: Canvas, x: Axis, top: float, series: int, told: Told, stages: Sequence[str], tall: float
 ) -> float:
-    """One subject's stages; returns where they end."""
-    canvas.marker(series, 8, top - 1)
-    canvas.text(21, top + 3.5, told["name"], "name")
+    """One subject's stages below `top`, its name above; returns where they end."""
+    canvas.marker(series, 8, top - 11)
+    canvas.text(21, top - 6.5, told["name"], "name")
     begun, style = 0.0, f"u{series % SERIES}"
-    top += 10
     for stage in stages:
         took = told["ms"][stage]["p50"]
         canvas.text(x.pixels[0] - 10, top + 13, stage, "soft", "end")

@@ -140,6 +140,39 @@ def test_every_chart_speaks_to_those_who_cannot_see_it(scenes: Listed, tmp_path:
     }  # fmt: skip
 
 
+def overlapping(chart: str) -> list[tuple[str, str]]:
+    """Pairs of texts of a chart that lie over each other; upright ones are left out."""
+    placed = []
+    for one in ElementTree.fromstring(chart).iter("text"):
+        if one.get("transform") is None:
+            wide = 6.6 * len(one.text)  # a little below the mean advance: what overlaps here does anywhere
+            shift = {"start": 0.0, "middle": wide / 2, "end": wide}[one.get("text-anchor")]
+            left, base = float(one.get("x")) - shift, float(one.get("y"))
+            placed.append((left, base - 9, left + wide, base + 2, one.text))
+    return [
+        (a[4], b[4])
+        for k, a in enumerate(placed)
+        for b in placed[k + 1 :]
+        if a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+    ]
+
+
+def test_no_label_covers_another(scenes: Listed, tmp_path: Path) -> None:
+    names = ("fp32", "int8", "int4 rounded", "int4 GPTQ with a name that is far too long to be shown")
+    runs = [
+        Subjected(name, {}, {"decoder_bits": 4.0 + k}, items(confident=True) if k else items())
+        for k, name in enumerate(names)
+    ]
+    report = compared(runs, scenes, Trial("listed:all", None, range(10)), Gate(0.5), [])
+    text = page_of(tmp_path, report, scenes)
+    drawn = re.findall(r'<svg class="chart".*?</svg>', text, re.DOTALL)
+    assert len(drawn) == 14
+    assert [pair for chart in drawn for pair in overlapping(chart)] == []
+    assert overlapping(
+        drawn[0].replace("</svg>", '<text x="0" y="9" text-anchor="start">a</text>' * 2 + "</svg>")
+    )
+
+
 def test_what_was_not_recorded_is_said(scenes: Listed, tmp_path: Path) -> None:
     report = made(scenes)
     assert page_of(tmp_path, report, scenes).count("Not recorded: these subjects tell no confidence.") == 3
