@@ -83,13 +83,13 @@ def point_f1(points: ArrayLike, instances: ArrayLike | Sequence[Mask]) -> float:
     """
     where = np.asarray(points, dtype=np.float64).reshape(-1, 2)
     hits = _in_masks(where, instances) if _are_masks(instances) else _in_boxes(where, instances)
-    points_, instances_ = hits.shape
+    points_, instances_ = len(where), int(hits.shape[1])
     if not points_ and not instances_:
         return 1.0
     return 2 * most_pairs(hits) / (points_ + instances_)
 
 
-def most_pairs(hits: NDArray[np.bool_]) -> int:
+def most_pairs(hits: Mask) -> int:
     """The size of a largest one-to-one choice among (N, M) pairs that are allowed (augmenting paths)."""
     owner, held = dict[int, int](), dict[int, int]()  # row of a column, column of a row
     for row in range(len(hits)):
@@ -135,8 +135,7 @@ def _are_masks(instances: ArrayLike | Sequence[Mask]) -> bool:
 def _in_boxes(points: NDArray[np.float64], boxes: ArrayLike | Sequence[Mask]) -> NDArray[np.bool_]:
     around = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     low, high = around[None, :, :2], around[None, :, 2:]
-    inside: NDArray[np.bool_] = ((points[:, None] >= low) & (points[:, None] <= high)).all(axis=2)
-    return inside
+    return np.asarray(((points[:, None] >= low) & (points[:, None] <= high)).all(axis=2), np.bool_)
 
 
 def _in_masks(points: NDArray[np.float64], masks: ArrayLike | Sequence[Mask]) -> NDArray[np.bool_]:

@@ -38,11 +38,11 @@ def check(pairs: Pairs, risks: Sequence[float] = RISKS, splits: int = SPLITS) ->
     Args:
         pairs: (confidence, right) of every answer; half of them calibrate.
     """
-    cards = list(_splits(pairs, splits))
+    cards = _splits(pairs, splits)
     return [_risk(risk, cards) for risk in risks]
 
 
-def _splits(pairs: Pairs, splits: int) -> list[tuple[RiskCard, Pairs]]:
+def _splits(pairs: Pairs, splits: int) -> Sequence[tuple[RiskCard, Pairs]]:
     rng, made = np.random.default_rng(SEED), []
     for _ in range(splits):
         order = rng.permutation(len(pairs)).tolist()
