@@ -72,7 +72,7 @@ class CheckpointSubject(Subject):
         self.name = f"{directory.name}@{dtype}"
         device = check_device(self.name, dtype, device)
         self.device = torch.device(device)
-        chosen = {"dtype": torch.float32 if dtype == "fp32" else torch.bfloat16}
+        chosen: dict[str, Any] = {"dtype": torch.float32 if dtype == "fp32" else torch.bfloat16}
         if dtype in QUANTISED:
             chosen |= {"quantization_config": quantisation_config(dtype), "device_map": {"": self.device}}
         model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(directory, **chosen).eval()
