@@ -112,9 +112,7 @@ def _listing(repository: str, revision: str | None, root: Path) -> tuple[str, di
     hub = _hub()
     try:
         info = hub.HfApi().model_info(repository, revision=revision, files_metadata=True)
-    except (hub.errors.HfHubHTTPError, OSError, ValueError) as error:
-        raise _offline(repository, revision, root, error) from error
-    except RuntimeError as error:  # httpx's, when there is no way to the host
+    except _broken(hub) as error:
         raise _offline(repository, revision, root, error) from error
     files = {}
     for sibling in info.siblings or ():
@@ -143,7 +141,7 @@ def fetch(
     try:
         if have < file.bytes:
             _receive(hub, repository, commit, file, partial, have, progress)
-    except (hub.errors.HfHubHTTPError, OSError, RuntimeError, ValueError) as error:
+    except _broken(hub) as error:
         raise _offline(repository, commit, directory.parent, error) from error
     partial.touch()
     if not _matches(partial, file):
@@ -210,6 +208,15 @@ def _offline(repository: str, revision: str | None, root: Path, error: Exception
         f"generation_config.json or preprocessor_config.json, and every *.safetensors* file of {place} "
         "into one directory, and give that directory instead of the hub id."
     )
+
+
+def _broken(hub: Any) -> tuple[type[Exception], ...]:
+    """What the library raises where a host cannot be reached, refuses, or breaks off.
+
+    `HTTPError` is that of the HTTP library below it, whichever it is (httpx2 in huggingface_hub 2); its
+    errors of connection derive from nothing else.
+    """
+    return hub.errors.HTTPError, hub.errors.HfHubHTTPError, OSError, RuntimeError, ValueError
 
 
 def _hub() -> Any:

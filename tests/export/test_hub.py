@@ -1,6 +1,7 @@
 """Hub ids: only what is needed comes, whole and as hashed, from where it stopped; or the error helps."""
 
 import hashlib
+import inspect
 import json
 from types import SimpleNamespace
 
@@ -15,6 +16,10 @@ COMMIT = "c0ffee"
 
 class RefusedError(OSError):
     """Stands for the library's own error."""
+
+
+class LowerError(Exception):
+    """Stands for the error of the HTTP library below, which is no OSError and no RuntimeError."""
 
 
 class Answer:
@@ -44,7 +49,7 @@ class Hub:
 
     def __init__(self, files):
         self.files, self.asked, self.limit, self.down = files, [], None, False
-        self.errors = SimpleNamespace(HfHubHTTPError=RefusedError)
+        self.errors = SimpleNamespace(HfHubHTTPError=RefusedError, HTTPError=LowerError)
         self.utils = SimpleNamespace(build_hf_headers=dict, http_stream_backoff=self.stream)
 
     def HfApi(self):  # noqa: N802
@@ -56,7 +61,7 @@ class Hub:
 
     def model_info(self, repository, revision, files_metadata):
         if self.down:
-            raise RefusedError("Name or service not known")
+            raise self.down("Name or service not known")
         siblings = []
         for name, content in self.files.items():
             large = name.endswith((".safetensors", ".bin"))
@@ -123,14 +128,33 @@ def test_other_bytes_are_refused(remote, tmp_path):
     assert not (directory / "model-1.safetensors.incomplete").exists()
 
 
-def test_no_network_says_what_to_copy_where(remote, tmp_path):
-    remote.down = True
+@pytest.mark.parametrize("kind", [RefusedError, LowerError])
+def test_no_network_says_what_to_copy_where(remote, tmp_path, kind):
+    remote.down = kind
     with pytest.raises(CheckpointError) as caught:
         locate("IDEA-Research/grounding-dino-tiny", DETECTOR_FILES, cache=tmp_path)
     message = str(caught.value)
     assert message.startswith("IDEA-Research/grounding-dino-tiny: cannot be downloaded (Name or service")
     assert "https://huggingface.co/IDEA-Research/grounding-dino-tiny/tree/main" in message
     assert "give that directory instead of the hub id" in message
+
+
+def test_the_librarys_own_errors_are_told(monkeypatch, tmp_path):
+    """With the real huggingface_hub: the error that its HTTP library raises where there is no network."""
+    import huggingface_hub  # noqa: PLC0415
+    import huggingface_hub.errors  # noqa: PLC0415
+
+    lower = inspect.getmodule(huggingface_hub.errors.HTTPError)
+    unreachable = getattr(lower, "ConnectError", huggingface_hub.errors.HTTPError)
+
+    def model_info(*_, **__):
+        raise unreachable("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    with pytest.raises(
+        CheckpointError, match=r"cannot be downloaded \(\[Errno -2\] Name or service not known"
+    ):
+        locate("owner/name", LANGUAGE_FILES, cache=tmp_path)
 
 
 @pytest.mark.parametrize(
