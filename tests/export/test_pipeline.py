@@ -8,7 +8,10 @@ import pytest
 from click.testing import CliRunner
 from tokenizers import Tokenizer
 
+from rexthinker_edge.calibration.sources import choose_calibration
+from rexthinker_edge.commands.data import data
 from rexthinker_edge.commands.export import export
+from rexthinker_edge.commands.info import info
 from rexthinker_edge.export import golden, pipeline
 from rexthinker_edge.export.pipeline import ExportOptions, check_checkpoint, export_bundle
 from rexthinker_edge.export.quantize import Precision
@@ -33,14 +36,18 @@ GEOMETRY = DetectorGeometry(800, 1333, 32, (0.5,) * 3, (0.5,) * 3, 9, 256, 0.25)
 def vlm(tmp_path):
     """A random checkpoint with its tokenizer and settings."""
     directory = tmp_path / "vlm"
-    make_model(directory, {"vocab_size": 400}, {}, tied=True)
+    make_vlm(directory)
+    return directory
+
+
+def make_vlm(directory, text=None):
+    make_model(directory, {"vocab_size": 400} | (text or {}), {}, tied=True)
     write_tokenizer(directory / "tokenizer.json")
     config = json.loads((directory / "config.json").read_text())
     for key in ("image_pad", "vision_start", "vision_end"):
         config[f"{key.removesuffix('_pad')}_token_id"] = SPECIALS.index(f"<|{key}|>")
     (directory / "config.json").write_text(json.dumps(config))
     (directory / "rexthinker.json").write_text(json.dumps(SETTINGS))
-    return directory
 
 
 @pytest.fixture
@@ -111,6 +118,42 @@ def test_a_failure_leaves_what_stood_there(vlm, detector, tmp_path, monkeypatch)
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
     kept = [".bundle.partial", ".bundle.work", ".other.partial", ".other.work"]  # to go on from
     assert sorted(p.name for p in tmp_path.iterdir()) == [*kept, "bundle", "detector", "vlm"]
+
+
+@pytest.mark.parametrize("layout", ["humanref-cot", "humanref"])
+def test_calibrated_on_files_from_the_command_line(detector, tmp_path, layout):
+    """`data make`, then `export --calibration KIND:DIR`: the manifest tells the choice."""
+    checkpoint, source = tmp_path / "long", f"{layout}:{tmp_path / 'data'}"
+    make_vlm(checkpoint, {"max_position_embeddings": 4096})
+    made = CliRunner().invoke(
+        data, ["make", str(tmp_path / "data"), "--seed", "3", "--count", "5", "--layout", layout]
+    )
+    assert made.exit_code == 0, made.output
+    arguments = [str(checkpoint), "--detector", str(detector), "--out", str(tmp_path / "bundle")]
+    options = ["--precision", "int4", "--calibration", source, "--samples", "2", "--golden-questions", "0"]
+    drafts = ["--draft-traces", source, "--draft-count", "3"] if layout == "humanref-cot" else []
+    done = CliRunner().invoke(export, [*arguments, *options, *drafts], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    manifest = open_bundle(tmp_path / "bundle").manifest
+    card, choice = manifest.calibration, choose_calibration(source, 2, seed=0)
+    assert card is not None
+    assert (card.source, card.items, card.seed) == (source, 2, 0)
+    assert card.ids == tuple(situation.id for situation in choice.situations)
+    assert card.sha256 == choice.sha256()
+    assert card.domains == choice.domains()
+    assert card.traces == (2 if layout == "humanref-cot" else 0)  # HumanRef has none: none are made up
+    assert card.tokens > 200
+    assert "GPTQ on 2 samples" in manifest.quantisation["decoder.onnx"]
+    told = CliRunner().invoke(info, [str(tmp_path / "bundle")]).output
+    assert f"calibration {source}, 2 items, seed 0" in told
+    if drafts:
+        assert manifest.drafts is not None
+        assert (manifest.drafts.source, manifest.drafts.traces, len(manifest.drafts.sha256)) == (
+            source,
+            3,
+            64,
+        )
+        assert f"drafts      3 traces of {source}" in told
 
 
 def test_dry_run(vlm, tmp_path):
