@@ -158,7 +158,8 @@ def train(
     saved = began = time.monotonic()
     for batch, sample in _batches(sampler, recipe, progress, pad_id):
         found = stage_at(recipe, progress.step)
-        assert found is not None
+        if found is None:
+            break  # batches are drawn `POOLED` at a time and a run may have gone on in the middle of them
         stage, rate = found
         window.append(_step(trainee, opts, batch, image_pad, stage.auxiliary, rate, recipe.clip))
         progress = replace(progress, step=progress.step + 1, sample=sample)
