@@ -11,13 +11,12 @@ import rexthinker_edge
 from rexthinker_edge import runtime
 
 PUBLIC = [
-    "Abstention", "BoxError", "Bundle", "BundleError", "BundleInfo", "Candidate", "CandidateVerdict", "CandidatesEvent", "CheckpointError",
-    "ConfigError", "DataError", "DecidedEvent", "DeviceError", "Explanation", "GroundedThought", "ImageError", "ImageInfo", "Manifest",
-    "Milliseconds",
+    "Abstention", "BoxError", "Bundle", "BundleError", "BundleInfo", "Candidate", "CandidateVerdict",
+    "CandidatesEvent", "CheckpointError", "ConfigError", "DataError", "DecidedEvent", "DeviceError",
+    "Explanation", "GroundedThought", "ImageError", "ImageInfo", "Manifest", "Milliseconds",
     "MissingExtraError", "OptionError", "Reference", "Result", "ResultEvent", "RexThinkerError", "Scene",
     "SceneBusyError", "SceneError", "Status", "Step", "TextError", "TextEvent", "Thinker", "Tokens",
-    "Verdict",
-    "draw_result", "load", "open_bundle", "read_grounded", "write_grounded",
+    "Verdict", "draw_result", "load", "open_bundle", "read_grounded", "write_grounded",
 ]  # fmt: skip
 
 
