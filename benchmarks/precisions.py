@@ -40,7 +40,8 @@ from rexthinker_edge.export.source_files import read_settings
 from rexthinker_edge.export.vision_graph import write_vision
 from rexthinker_edge.runtime import prompt
 from rexthinker_edge.runtime.bundle import open_bundle, seal
-from rexthinker_edge.runtime.decoder import Decoder, Embeddings
+from rexthinker_edge.runtime.decoder import Decoder
+from rexthinker_edge.runtime.embeddings import Embeddings
 from rexthinker_edge.runtime.qwen_pixels import PixelLimits, qwen_pixels
 from rexthinker_edge.runtime.thinker import load, small_bundle
 from rexthinker_edge.runtime.tokens import TextTokenizer

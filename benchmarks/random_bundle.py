@@ -41,7 +41,7 @@ from rexthinker_edge.runtime.bundle import (
     seal,
     staged,
 )
-from rexthinker_edge.runtime.decoder import DecoderGeometry
+from rexthinker_edge.runtime.decoder_geometry import DecoderGeometry
 from rexthinker_edge.runtime.detector import DetectorGeometry
 from rexthinker_edge.runtime.errors import BundleError, DeviceError
 from rexthinker_edge.runtime.strict_json import parse, to_dataclass

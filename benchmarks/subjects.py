@@ -25,7 +25,7 @@ from rexthinker_edge.runtime import prompt
 from rexthinker_edge.runtime.answer import Status
 from rexthinker_edge.runtime.boxes import to_resized_px
 from rexthinker_edge.runtime.bundle import Bundle
-from rexthinker_edge.runtime.decoder import place_image
+from rexthinker_edge.runtime.embeddings import place_image
 from rexthinker_edge.runtime.errors import OptionError
 from rexthinker_edge.runtime.image import Source, read_picture
 from rexthinker_edge.runtime.model_sizes import bundle_sizes

@@ -23,7 +23,7 @@ from rexthinker_edge.export.gptq_layers import LayerwiseOptions, quantise_decode
 from rexthinker_edge.export.packed_checkpoint import PackedFormat
 from rexthinker_edge.export.quantize import IntegerRecipe, Saved
 from rexthinker_edge.runtime.bundle import CalibrationCard, PromptSettings
-from rexthinker_edge.runtime.decoder import place_image
+from rexthinker_edge.runtime.embeddings import place_image
 from rexthinker_edge.runtime.errors import OptionError
 from rexthinker_edge.runtime.qwen_pixels import PixelLimits
 from rexthinker_edge.runtime.tokens import TextTokenizer

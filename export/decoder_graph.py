@@ -27,7 +27,7 @@ from rexthinker_edge.kernels.matmul_nbits import lower_matmul_nbits, packed_tens
 from rexthinker_edge.kernels.mrope import lower_mrope, rotary_table
 from rexthinker_edge.kernels.rms_norm import lower_rms_norm, lower_skip_rms_norm
 from rexthinker_edge.kernels.swiglu import lower_swiglu
-from rexthinker_edge.runtime.decoder import DecoderGeometry
+from rexthinker_edge.runtime.decoder_geometry import DecoderGeometry
 
 EMBEDDINGS_FILE = "embeddings.bin"
 

@@ -4,7 +4,7 @@ Layout    int8: a float32 scale for every row, (vocab,), then the codes, (vocab,
           int4: the scales of all rows, then the codes of all rows, as kernels/int4_rows.py lays out a row.
 Contract  int8: a row's largest absolute value maps to 127, so no number moves by more than half of its row's
           scale. Rows are done in slices: memory stays small at any size.
-Elsewhere reading rows: runtime/decoder.py.
+Elsewhere reading rows: runtime/embeddings.py.
 Source    docs/full-size.md#embeddings
 """
 

@@ -44,7 +44,7 @@ from rexthinker_edge.runtime.bundle import (
     seal,
     staged,
 )
-from rexthinker_edge.runtime.decoder import DecoderGeometry
+from rexthinker_edge.runtime.decoder_geometry import DecoderGeometry
 from rexthinker_edge.runtime.detector import DetectorGeometry
 from rexthinker_edge.runtime.errors import OptionError
 from rexthinker_edge.runtime.strict_json import to_json

@@ -2,7 +2,7 @@
 
 Layout    uint16, little endian, one per number.
 Contract  `to_float32` is exact; `from_float32` rounds to nearest, ties to even, as torch does.
-Elsewhere reading checkpoints: export/checkpoint.py; embedding rows: runtime/decoder.py.
+Elsewhere reading checkpoints: export/checkpoint.py; embedding rows: runtime/embeddings.py.
 """
 
 import numpy as np

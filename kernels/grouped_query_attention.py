@@ -5,7 +5,7 @@ Layout    Queries (S, heads, d), new keys and values (S, kv_heads, d); the cache
 Contract  New rows are written at [past, past + S) before attending; query i sees rows [0, past + i].
           Rows behind are never read. A bias is added to the scores: hugely negative hides a row, which is how
           several answers live in one cache without seeing each other.
-Elsewhere the buffers: runtime/decoder.py.
+Elsewhere the buffers: runtime/kv_cache.py.
 """
 
 import numpy as np

@@ -4,7 +4,7 @@ Layout    A row is cut into blocks of 32 columns that share a float16 scale. Two
           first; a row begins on a whole byte.
 Contract  value = scale * (code - 8), codes 1 to 15: zero is exact, and no number moves by more than half of
           its block's scale and what float16 rounds off that, under 0.51 of it.
-Elsewhere writing a table: export/embeddings.py; reading rows: runtime/decoder.py; weights of products:
+Elsewhere writing a table: export/embeddings.py; reading rows: runtime/embeddings.py; weights of products:
           matmul_nbits.py.
 Source    docs/full-size.md#embeddings
 """

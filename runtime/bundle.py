@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rexthinker_edge.runtime.decoder import DecoderGeometry
+from rexthinker_edge.runtime.decoder_geometry import DecoderGeometry
 from rexthinker_edge.runtime.detector import DetectorGeometry
 from rexthinker_edge.runtime.errors import BundleError
 from rexthinker_edge.runtime.manifest_limits import unfit_number

@@ -24,8 +24,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from rexthinker_edge.runtime.deadline import NEVER, Deadline
-from rexthinker_edge.runtime.decoder import Decoder, DecoderGeometry, Embeddings, KVCache, Rows, row_bytes
+from rexthinker_edge.runtime.decoder import Decoder
+from rexthinker_edge.runtime.decoder_geometry import DecoderGeometry
+from rexthinker_edge.runtime.embeddings import Embeddings
 from rexthinker_edge.runtime.errors import DeviceError
+from rexthinker_edge.runtime.kv_cache import KVCache, Rows, row_bytes
 from rexthinker_edge.runtime.providers import Placement
 
 CAPTURED = 32  # tokens of the widest pass that drafting makes (draft_cost.WIDEST)

@@ -14,7 +14,7 @@ from typing import Any
 from rexthinker_edge.runtime import bundle as bundles
 from rexthinker_edge.runtime.bundle import Bundle
 from rexthinker_edge.runtime.cuda_decoder import CudaDecoder
-from rexthinker_edge.runtime.decoder import Embeddings
+from rexthinker_edge.runtime.embeddings import Embeddings
 from rexthinker_edge.runtime.graph_file import GraphFile, read_graph
 from rexthinker_edge.runtime.half_graph import check_kernels, half_decoder, half_vision, whole_integers
 from rexthinker_edge.runtime.providers import Placement, cuda_session

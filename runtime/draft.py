@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rexthinker_edge.runtime import draft_grammar, draft_lookup
-from rexthinker_edge.runtime.decoder import Decoder, KVCache
+from rexthinker_edge.runtime.decoder import Decoder
 from rexthinker_edge.runtime.draft_cost import Acceptance, PassCosts, paying
 from rexthinker_edge.runtime.draft_grammar import Grammar, Ground, make_ground
 from rexthinker_edge.runtime.draft_lookup import Index, Lookup
 from rexthinker_edge.runtime.draft_table import Table
+from rexthinker_edge.runtime.kv_cache import KVCache
 from rexthinker_edge.runtime.prompt import hint
 from rexthinker_edge.runtime.tokens import TextTokenizer
 

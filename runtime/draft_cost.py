@@ -18,7 +18,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rexthinker_edge.runtime.decoder import Decoder, KVCache
+from rexthinker_edge.runtime.decoder import Decoder
+from rexthinker_edge.runtime.kv_cache import KVCache
 from rexthinker_edge.runtime.positions import text_positions
 
 WIDEST = 32  # tokens of one pass

@@ -20,7 +20,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rexthinker_edge.runtime.decoder import Decoder, KVCache
+from rexthinker_edge.runtime.decoder import Decoder
+from rexthinker_edge.runtime.kv_cache import KVCache
 from rexthinker_edge.runtime.positions import text_positions
 
 Choose = Callable[[NDArray[np.float32]], Iterable[int]]  # (R, vocab) logits in, a token per row, as needed

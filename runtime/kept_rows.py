@@ -5,7 +5,7 @@ Layout    Exact rows are the cache's own float32. Packed rows are int8 codes wit
 Contract  Exact rows come back bit for bit. Packed ones are off by at most half a scale, that is 1/254 of the
           largest value of the same head and token: answers after them are near, not equal, so the caller
           asks for it.
-Elsewhere who keeps what: prefix_tree.py; the rows: decoder.py.
+Elsewhere who keeps what: prefix_tree.py; the rows: kv_cache.py.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rexthinker_edge.runtime.decoder import Rows
+from rexthinker_edge.runtime.kv_cache import Rows
 
 STORAGES = ("float32", "int8")
 

@@ -8,7 +8,7 @@ Contract  Nothing in it is executed, and nothing is believed that can be compute
           both SHA-256, the bundle's digest, every value's range. The rows cannot be checked against the
           picture, so they serve this scene only: looking at the same picture does not find them.
           Written beside its place and renamed into it.
-Elsewhere docs/scenes.md describes it; the rows: decoder.py; who keeps them: prefix_tree.py.
+Elsewhere docs/scenes.md describes it; the rows: kv_cache.py; who keeps them: prefix_tree.py.
 """
 
 import hashlib
@@ -26,9 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rexthinker_edge.runtime.boxes import check_boxes, to_resized_px
-from rexthinker_edge.runtime.decoder import Rows
 from rexthinker_edge.runtime.errors import BoxError, SceneError, TextError
 from rexthinker_edge.runtime.image import MAX_PIXELS, Picture, read_picture
+from rexthinker_edge.runtime.kv_cache import Rows
 from rexthinker_edge.runtime.prefix_tree import PrefixTree
 from rexthinker_edge.runtime.prompt_path import PromptPath
 from rexthinker_edge.runtime.qwen_pixels import smart_resize

@@ -23,7 +23,9 @@ from rexthinker_edge.kernels.matmul_nbits import lower_matmul_nbits
 from rexthinker_edge.kernels.mrope import lower_mrope, rotary_table
 from rexthinker_edge.kernels.rms_norm import lower_rms_norm, lower_skip_rms_norm
 from rexthinker_edge.kernels.swiglu import lower_swiglu
-from rexthinker_edge.runtime.decoder import Decoder, DecoderGeometry, Embeddings
+from rexthinker_edge.runtime.decoder import Decoder
+from rexthinker_edge.runtime.decoder_geometry import DecoderGeometry
+from rexthinker_edge.runtime.embeddings import Embeddings
 from rexthinker_edge.runtime.generate import Generation, Limits
 from rexthinker_edge.runtime.positions import text_positions
 from rexthinker_edge.runtime.tiny_onnx import TinyGraph, read_contents

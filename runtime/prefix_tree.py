@@ -9,7 +9,7 @@ Contract  What is lent equals a cold run: bit for bit with exact storage. A key 
           is forgotten, the least recently used first, when all of it together is more than the budget; what
           is lent out is not. Safe between threads: a bench has one user at a time, and whoever finds it in
           use gets a fork.
-Elsewhere what segments are made of: looked.py; the rows: decoder.py; on disk: kept_scene.py.
+Elsewhere what segments are made of: prompt_path.py; the rows: kv_cache.py; on disk: kept_scene.py.
 """
 
 import hashlib
@@ -22,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rexthinker_edge.runtime.deadline import NEVER, Deadline
-from rexthinker_edge.runtime.decoder import Decoder, KVCache, row_bytes
+from rexthinker_edge.runtime.decoder import Decoder
 from rexthinker_edge.runtime.kept_rows import KeptRows, expand, keep
+from rexthinker_edge.runtime.kv_cache import KVCache, row_bytes
 
 Array = NDArray[np.float32]
 Path = tuple[bytes, ...]

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rexthinker_edge.runtime.deadline import Deadline
-from rexthinker_edge.runtime.decoder import Decoder, place_image
+from rexthinker_edge.runtime.decoder import Decoder
+from rexthinker_edge.runtime.embeddings import place_image
 from rexthinker_edge.runtime.positions import mrope_positions
 from rexthinker_edge.runtime.prefix_tree import PrefixTree, Segment, content_key
 from rexthinker_edge.runtime.qwen_pixels import VisionInput

@@ -19,11 +19,12 @@ from rexthinker_edge.runtime.answer import Answer, Status, read_answer
 from rexthinker_edge.runtime.bundle import PromptSettings, TokenIds
 from rexthinker_edge.runtime.confidence import Likelihood, Sureness, sureness
 from rexthinker_edge.runtime.deadline import Deadline, DeadlinePassed
-from rexthinker_edge.runtime.decoder import Decoder, KVCache
+from rexthinker_edge.runtime.decoder import Decoder
 from rexthinker_edge.runtime.draft import Drafter, Drafting, SceneDrafts
 from rexthinker_edge.runtime.errors import OptionError, SceneBusyError, TextError
 from rexthinker_edge.runtime.generate import Finish, Generation, Limits, now_ms
 from rexthinker_edge.runtime.image import Picture
+from rexthinker_edge.runtime.kv_cache import KVCache
 from rexthinker_edge.runtime.manner import Manner
 from rexthinker_edge.runtime.positions import text_positions
 from rexthinker_edge.runtime.prefix_tree import PrefixTree

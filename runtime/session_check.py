@@ -1,7 +1,7 @@
 """Compares an opened graph with the geometry its manifest states, before either allocates anything.
 
 Contract  Compared are names, ranks and every side that the runtime relies on; a free dimension fits all.
-Elsewhere the geometries: decoder.py, vision.py; opening: thinker.py.
+Elsewhere the geometries: decoder_geometry.py, vision.py; opening: thinker.py.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Any
 
 import onnxruntime as ort
 
-from rexthinker_edge.runtime.decoder import DecoderGeometry
+from rexthinker_edge.runtime.decoder_geometry import DecoderGeometry
 from rexthinker_edge.runtime.errors import BundleError
 from rexthinker_edge.runtime.vision import VisionGeometry
 

@@ -23,10 +23,11 @@ from rexthinker_edge.runtime import bundle as bundles
 from rexthinker_edge.runtime.bundle import Bundle, open_bundle
 from rexthinker_edge.runtime.cuda_parts import CudaParts
 from rexthinker_edge.runtime.deadline import Deadline, monotonic_ms
-from rexthinker_edge.runtime.decoder import Decoder, Embeddings
+from rexthinker_edge.runtime.decoder import Decoder
 from rexthinker_edge.runtime.detector import Detector
 from rexthinker_edge.runtime.draft import Drafting
 from rexthinker_edge.runtime.draft_table import Table
+from rexthinker_edge.runtime.embeddings import Embeddings
 from rexthinker_edge.runtime.engine import open_engine
 from rexthinker_edge.runtime.errors import BundleError, OptionError
 from rexthinker_edge.runtime.graph_check import check_graph

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from rexthinker_edge.runtime.confidence import Likelihood
 from rexthinker_edge.runtime.deadline import Deadline, DeadlinePassed
-from rexthinker_edge.runtime.decoder import Decoder, KVCache
+from rexthinker_edge.runtime.decoder import Decoder
 from rexthinker_edge.runtime.generate import Finish, Generation, Limits, greedy, held, now_ms
+from rexthinker_edge.runtime.kv_cache import KVCache
 from rexthinker_edge.runtime.positions import text_positions
 from rexthinker_edge.runtime.result import Milliseconds
 from rexthinker_edge.runtime.tokens import TextTokenizer

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from rexthinker_edge.runtime import bundle as bundles
 from rexthinker_edge.runtime import thinker as thinkers
 from rexthinker_edge.runtime.deadline import NEVER
-from rexthinker_edge.runtime.decoder import DecoderGeometry
+from rexthinker_edge.runtime.decoder_geometry import DecoderGeometry
 from rexthinker_edge.runtime.detector import DetectorGeometry
 from rexthinker_edge.runtime.positions import mrope_positions
 from rexthinker_edge.runtime.prompt import SYSTEM, Wording

@@ -16,10 +16,13 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from rexthinker_edge.runtime.decoder import Decoder, DecoderGeometry, Embeddings, KVCache
+from rexthinker_edge.runtime.decoder import Decoder
+from rexthinker_edge.runtime.decoder_geometry import DecoderGeometry
 from rexthinker_edge.runtime.draft import Drafter, Drafting, SceneDrafts
 from rexthinker_edge.runtime.draft_table import Table
+from rexthinker_edge.runtime.embeddings import Embeddings
 from rexthinker_edge.runtime.generate import Choose, Generation, Limits
+from rexthinker_edge.runtime.kv_cache import KVCache
 from rexthinker_edge.runtime.positions import text_positions
 from rexthinker_edge.runtime.together import Question, Together
 from rexthinker_edge.runtime.tokens import TextTokenizer

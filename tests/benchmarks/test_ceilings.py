@@ -24,7 +24,8 @@ from rexthinker_edge.benchmarks.work import (
 )
 from rexthinker_edge.runtime import bundle as bundles
 from rexthinker_edge.runtime.bundle import open_bundle
-from rexthinker_edge.runtime.decoder import Decoder, Embeddings
+from rexthinker_edge.runtime.decoder import Decoder
+from rexthinker_edge.runtime.embeddings import Embeddings
 from rexthinker_edge.runtime.errors import DeviceError
 from rexthinker_edge.runtime.model_sizes import SHAPES, bundle_sizes
 from rexthinker_edge.runtime.positions import text_positions

@@ -16,7 +16,8 @@ from rexthinker_edge.export.config import ModelConfig, read_config
 from rexthinker_edge.export.decoder_graph import EMBEDDINGS_FILE, write_decoder
 from rexthinker_edge.export.quantize import IntegerRecipe
 from rexthinker_edge.export.vision_graph import write_vision
-from rexthinker_edge.runtime.decoder import Decoder, Embeddings
+from rexthinker_edge.runtime.decoder import Decoder
+from rexthinker_edge.runtime.embeddings import Embeddings
 from rexthinker_edge.runtime.vision import VisionTower
 
 IMAGE, VIDEO, START, END = 90, 91, 92, 93

@@ -5,7 +5,8 @@ import pytest
 
 from rexthinker_edge.export.checkpoint import Tensor
 from rexthinker_edge.export.embeddings import EmbeddingPrecision, embedding_bytes, write_embeddings
-from rexthinker_edge.runtime.decoder import DecoderGeometry, Embeddings
+from rexthinker_edge.runtime.decoder_geometry import DecoderGeometry
+from rexthinker_edge.runtime.embeddings import Embeddings
 from rexthinker_edge.runtime.errors import BundleError
 
 VOCAB, HIDDEN = 600, 72  # more than one slice of rows, and a last block that is not full

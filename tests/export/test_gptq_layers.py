@@ -12,7 +12,8 @@ from rexthinker_edge.export.decoder_graph import write_decoder
 from rexthinker_edge.export.gptq_layers import LayerwiseOptions, Sequence, quantise_decoder
 from rexthinker_edge.export.quantize import IntegerRecipe, Nearest, Saved, linear_shapes
 from rexthinker_edge.export.torch_layer import Rotations, TorchLayer
-from rexthinker_edge.runtime.decoder import Decoder, Embeddings
+from rexthinker_edge.runtime.decoder import Decoder
+from rexthinker_edge.runtime.embeddings import Embeddings
 from rexthinker_edge.runtime.positions import text_positions
 
 from .conftest import load_reference, make_model, one_thread

@@ -11,7 +11,7 @@ from rexthinker_edge.export.decoder_graph import write_decoder
 from rexthinker_edge.export.quantize import IntegerRecipe, round_to_nearest
 from rexthinker_edge.export.vision_graph import most_patches
 from rexthinker_edge.kernels.matmul_nbits import dequantize
-from rexthinker_edge.runtime.decoder import place_image
+from rexthinker_edge.runtime.embeddings import place_image
 from rexthinker_edge.runtime.errors import ImageError
 from rexthinker_edge.runtime.generate import Generation, Limits
 from rexthinker_edge.runtime.positions import mrope_positions, text_positions

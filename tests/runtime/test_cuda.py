@@ -23,7 +23,8 @@ from rexthinker_edge.kernels.int8_linear import ChannelWeight, dequantize_channe
 from rexthinker_edge.runtime import bundle as bundles
 from rexthinker_edge.runtime import cuda_parts, providers, thinker
 from rexthinker_edge.runtime.cuda_decoder import CAPACITY_STEP, CAPTURED, SPARE, CudaDecoder
-from rexthinker_edge.runtime.decoder import Decoder, Embeddings
+from rexthinker_edge.runtime.decoder import Decoder
+from rexthinker_edge.runtime.embeddings import Embeddings
 from rexthinker_edge.runtime.errors import BundleError, DeviceError
 from rexthinker_edge.runtime.graph_file import FLOAT, FLOAT16, GraphFile, read_graph
 from rexthinker_edge.runtime.half_graph import CUDA_KERNELS, check_kernels, half_decoder, half_vision

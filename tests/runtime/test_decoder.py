@@ -16,7 +16,8 @@ from rexthinker_edge.kernels.mrope import mrope, rotary_table
 from rexthinker_edge.kernels.rms_norm import rms_norm
 from rexthinker_edge.kernels.swiglu import swiglu
 from rexthinker_edge.runtime import generate
-from rexthinker_edge.runtime.decoder import Decoder, Embeddings, place_image
+from rexthinker_edge.runtime.decoder import Decoder
+from rexthinker_edge.runtime.embeddings import Embeddings, place_image
 from rexthinker_edge.runtime.errors import BundleError, TextError
 from rexthinker_edge.runtime.generate import Finish, Generation, Limits
 from rexthinker_edge.runtime.positions import mrope_positions, text_positions

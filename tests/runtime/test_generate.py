@@ -13,8 +13,9 @@ from scipy.stats import chisquare
 from rexthinker_edge.export.checkpoint import Checkpoint
 from rexthinker_edge.export.decoder_graph import EMBEDDINGS_FILE, write_decoder
 from rexthinker_edge.export.quantize import IntegerRecipe
-from rexthinker_edge.runtime.decoder import Decoder, Embeddings
+from rexthinker_edge.runtime.decoder import Decoder
 from rexthinker_edge.runtime.draft_cost import PassCosts
+from rexthinker_edge.runtime.embeddings import Embeddings
 from rexthinker_edge.runtime.errors import OptionError
 from rexthinker_edge.runtime.generate import Finish, Generation, Limits, greedy, held, sampling
 from rexthinker_edge.runtime.manner import Manner

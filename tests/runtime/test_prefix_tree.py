@@ -12,8 +12,10 @@ from safetensors.numpy import save_file
 from rexthinker_edge.export.checkpoint import Checkpoint
 from rexthinker_edge.export.decoder_graph import EMBEDDINGS_FILE, write_decoder
 from rexthinker_edge.runtime.deadline import NEVER, Deadline, DeadlinePassed, monotonic_ms
-from rexthinker_edge.runtime.decoder import Decoder, Embeddings, row_bytes
+from rexthinker_edge.runtime.decoder import Decoder
+from rexthinker_edge.runtime.embeddings import Embeddings
 from rexthinker_edge.runtime.kept_rows import expand, keep
+from rexthinker_edge.runtime.kv_cache import row_bytes
 from rexthinker_edge.runtime.positions import text_positions
 from rexthinker_edge.runtime.prefix_tree import PrefixTree, content_key
 from rexthinker_edge.runtime.prompt_path import SeenPicture, prompt_path

@@ -12,7 +12,8 @@ from rexthinker_edge.export.decoder_graph import EMBEDDINGS_FILE, write_decoder
 from rexthinker_edge.export.quantize import IntegerRecipe
 from rexthinker_edge.runtime import together
 from rexthinker_edge.runtime.deadline import DeadlinePassed
-from rexthinker_edge.runtime.decoder import Decoder, Embeddings
+from rexthinker_edge.runtime.decoder import Decoder
+from rexthinker_edge.runtime.embeddings import Embeddings
 from rexthinker_edge.runtime.generate import Finish, Generation, Limits, now_ms
 from rexthinker_edge.runtime.positions import text_positions
 from rexthinker_edge.runtime.together import Question, Together, answer_together
