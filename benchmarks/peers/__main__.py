@@ -3,8 +3,9 @@
 Layout    Makes what files are missing, opens the peers named, times them in alternation, prints a Markdown
           table and, as the last line, one JSON object (schema rexthinker-edge/peers/1).
 Contract  All peers are open at once, so the machine needs the memory of all: name fewer with --peers, or
-          fewer --layers. A peer whose interpreter was not given runs in this one.
-Elsewhere figures and how to install the peers: docs/peers.md.
+          fewer --layers. A peer whose interpreter was not given runs in this one. No round begins that would
+          pass --minutes if it took as long as the one before; --out is written after every round.
+Elsewhere the table again from --out: table.py; figures and how to install the peers: docs/peers.md.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import json
 import os
 import platform
 import sys
+import time
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -20,9 +22,10 @@ from typing import Any
 
 from rexthinker_edge.benchmarks.peers import models
 from rexthinker_edge.benchmarks.peers.host import Entry, Host
-from rexthinker_edge.benchmarks.peers.measure import measure
-from rexthinker_edge.benchmarks.peers.report import OURS, markdown, result
+from rexthinker_edge.benchmarks.peers.measure import Alternation
+from rexthinker_edge.benchmarks.peers.report import OURS, result
 from rexthinker_edge.benchmarks.peers.shape import SHAPES, SLICE_LAYERS, Shape, choose_shape
+from rexthinker_edge.benchmarks.peers.table import markdown
 from rexthinker_edge.benchmarks.peers.work import STEPS, Work, random_work, workbench_work
 from rexthinker_edge.runtime.errors import OptionError, RexThinkerError
 
@@ -31,6 +34,7 @@ PEERS = (
     "transformers-fp32",
 )  # fmt: skip
 MAX_LENGTH = 8192
+OPEN_LIMIT_S = 900.0
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
@@ -42,18 +46,19 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--shape", choices=SHAPES, default="7b")
     parser.add_argument("--layers", type=int, default=SLICE_LAYERS, help="of the shape's; 0: all")
     parser.add_argument("--head-bits", type=int, choices=(4, 8), default=4, help="of our output layer")
-    parser.add_argument("--prompt", type=int, default=512, help="tokens up to the question")
-    parser.add_argument("--answer", type=int, default=64, help="tokens of an answer")
+    parser.add_argument("--prompt", type=int, default=384, help="tokens up to the question")
+    parser.add_argument("--answer", type=int, default=32, help="tokens of an answer")
     parser.add_argument("--tokens", type=int, default=16, help="decoded where one token is timed")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=15, help="for warm-up and rounds; 1 round at least")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--steps", nargs="+", choices=list(STEPS), default=list(STEPS))
     parser.add_argument(
         "--python", action="append", default=[], metavar="PEER=INTERPRETER", help="a peer's own"
     )
     parser.add_argument("--tokenizer", type=Path, help="Qwen2.5-VL's tokenizer.json; else ids are random")
-    parser.add_argument("--limit", type=float, default=600, help="seconds after which a step is given up")
+    parser.add_argument("--limit", type=float, default=100, help="seconds after which a step is given up")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     return parser.parse_args(given)
 
@@ -117,6 +122,9 @@ class Maker:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure; the JSON object."""
+    for name in ("rounds", "threads"):
+        if getattr(options, name) < 1:
+            raise OptionError(f"--{name} {getattr(options, name)}: nothing would be timed. Give 1 or more.")
     shape = choose_shape(options.shape, options.layers, MAX_LENGTH)
     sizes = (options.prompt, options.answer, options.tokens)
     if options.tokenizer is None:
@@ -132,23 +140,48 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             if name == OURS:
                 raise
             broken[name] = {"ok": False, "error": str(error)}
+    facts = {
+        "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"), "machine": machine_facts(),
+        "shape": asdict(shape), "threads": options.threads,
+        "sizes": dict(zip(("prompt", "answer", "tokens"), sizes, strict=True)), "replay": work.replay,
+        "head_bits": options.head_bits,
+    }  # fmt: skip
+    return timed(options, entries, broken, facts)
+
+
+def timed(
+    options: argparse.Namespace, entries: list[Entry], broken: dict[str, dict[str, Any]],
+    facts: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """Open the peers and time them until the rounds or the minutes are over; the JSON object."""
     machine = Entry("machine", "peer_machine.py", sys.executable, {"threads": options.threads})
     with ExitStack() as stack:
         hosts = [
-            stack.enter_context(Host(entry, 2 * options.limit, options.limit, options.threads))
+            stack.enter_context(Host(entry, OPEN_LIMIT_S, options.limit, options.threads))
             for entry in [machine, *entries]
         ]
         opened = {host.entry.name: host.open() for host in hosts} | broken
         for name, value in opened.items():
             _tell(f"{name}: {value.get('versions', value.get('error'))}")
-        samples, refusals = measure(hosts[1:], options.steps, options.rounds, hosts[0], _tell)
-    facts = {
-        "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"), "machine": machine_facts(),
-        "shape": asdict(shape), "threads": options.threads, "rounds": options.rounds,
-        "sizes": dict(zip(("prompt", "answer", "tokens"), sizes, strict=True)), "replay": work.replay,
-        "head_bits": options.head_bits,
-    }  # fmt: skip
-    return result(samples, refusals, entries, opened, facts)
+        alternation = Alternation(hosts[1:], options.steps, hosts[0], _tell)
+        begun = time.monotonic()
+        alternation.warm_up()
+        found = dict[str, Any]()
+        for _ in range(options.rounds):
+            round_begun = time.monotonic()
+            alternation.round()
+            now = time.monotonic()
+            told = facts | {"rounds": alternation.rounds, "minutes": round((now - begun) / 60, 1)}
+            found = result(alternation.samples, alternation.refusals, entries, opened, told)
+            _keep(options.out, found)
+            if now - begun + (now - round_begun) > 60 * options.minutes:
+                break
+    return found
+
+
+def _keep(path: Path | None, found: dict[str, Any]) -> None:
+    if path is not None:
+        path.write_text(json.dumps(found) + "\n", "utf-8")
 
 
 def _tell(text: str) -> None:
@@ -183,9 +216,6 @@ def main(given: list[str] | None = None) -> int:
         _tell(f"{type(error).__name__}: {error}")
         return 1
     print(markdown(found))
-    text = json.dumps(found)
-    if options.out is not None:
-        options.out.write_text(text + "\n", "utf-8")
     print(json.dumps({key: value for key, value in found.items() if key != "samples"}))
     return 0
 

@@ -27,13 +27,14 @@ BLOCK = 32
 # Codes are uniform over 16 values around 0: their standard deviation.
 CODE_DEVIATION = float(np.sqrt((16**2 - 1) / 12))
 _TYPES: dict[type, int] = {bool: 7, int: 4, float: 6, str: 8}
+_I32 = 5  # llama.cpp takes kinds of tokens in this type only
 _NORMAL, _CONTROL, _UNUSED = 1, 3, 5  # kinds of tokens
 
 
 def encode_value(value: Any) -> bytes:
-    """A value with its type, as GGUF stores it: bool, u32, f32, string, or an array of one of these."""
+    """A value with its type, as GGUF stores it: bool, u32, f32, string, or an array (of i32, f32, string)."""
     if isinstance(value, list):
-        inner = _TYPES[type(value[0])]
+        inner = _I32 if type(value[0]) is int else _TYPES[type(value[0])]
         return struct.pack("<IIQ", 9, inner, len(value)) + b"".join(_bare(item) for item in value)
     return struct.pack("<I", _TYPES[type(value)]) + _bare(value)
 

@@ -20,6 +20,7 @@ from typing import Any, Self
 
 WORKER = Path(__file__).with_name("worker.py")
 LAST_WORDS = 300
+TOO_SLOW = "not done after"
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Host:
         except queue.Empty:
             process.kill()
             self._stop()
-            return {"ok": False, "error": f"not done after {limit_s:g} s"}
+            return {"ok": False, "error": f"{TOO_SLOW} {limit_s:g} s"}
         except BrokenPipeError:
             line = None
         if line is None:

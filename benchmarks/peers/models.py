@@ -103,7 +103,8 @@ def rexthinker(place: Path, shape: Shape, head_bits: int, tokenizer: Path | None
             end = text.special_id(END_OF_TURN)
             write_table(out / "draft.bin", "workbench", TRACES, text.encode_plain, shape.vocab, end)
 
-    return made(place / f"rexthinker-head{head_bits}", make)
+    name = f"rexthinker-head{head_bits}" + ("-ids" if tokenizer is None else "")  # without a draft table
+    return made(place / name, make)
 
 
 def _sliced(shape: Shape) -> TextConfig:

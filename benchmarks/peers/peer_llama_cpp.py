@@ -11,6 +11,7 @@ import ctypes
 from typing import Any
 
 BATCH = 512
+ERROR = 4  # of ggml's log levels
 ROOM = 1024
 LOOKUP_TOKENS, LOOKUP_NGRAM = 10, 2  # the package's defaults
 
@@ -32,6 +33,8 @@ class Peer:
         import llama_cpp  # noqa: PLC0415
 
         self.api, self.work = llama_cpp, settings["work"]
+        self.said, self._hear = "", llama_cpp.llama_log_callback(self._heard)
+        llama_cpp.llama_log_set(self._hear, ctypes.c_void_p(0))
         if self.work["replay"]:
             lookup = "one by one, prompt lookup"
             self.ways = self.ways | {
@@ -45,7 +48,7 @@ class Peer:
         load = getattr(llama_cpp, "llama_model_load_from_file", None) or llama_cpp.llama_load_model_from_file
         self.model = load(settings["path"].encode(), options)
         if not self.model:
-            raise RuntimeError(f"{settings['path']}: llama.cpp cannot load it")
+            raise RuntimeError(f"{settings['path']}: llama.cpp cannot load it: {self.said}")
         self.context = self._open_context(settings["threads"])
         self.memory = llama_cpp.llama_get_memory(self.context)
         self.batch = llama_cpp.llama_batch_init(BATCH, 0, len(self.work["questions"]) + 1)
@@ -65,8 +68,14 @@ class Peer:
         init = getattr(self.api, "llama_init_from_model", None) or self.api.llama_new_context_with_model
         context = init(self.model, options)
         if not context:
-            raise RuntimeError("llama.cpp cannot make a context")
+            raise RuntimeError(f"llama.cpp cannot make a context: {self.said}")
         return context
+
+    def _heard(self, level: int, text: bytes, _: Any) -> None:
+        """Keep the last words of an error, which say why a call gave nothing."""
+        words = text.decode("utf-8", "replace").strip()
+        if level == ERROR and words:
+            self.said = words
 
     def versions(self) -> dict[str, str]:
         """What runs, and with which processor features."""
@@ -126,7 +135,7 @@ class Peer:
             batch.seq_id[at][0], batch.logits[at] = sequence, wanted
         status = self.api.llama_decode(self.context, batch)
         if status:
-            raise RuntimeError(f"llama_decode returned {status}")
+            raise RuntimeError(f"llama_decode returned {status}: {self.said}")
 
     def _best(self, row: int) -> int:
         import numpy as np  # noqa: PLC0415

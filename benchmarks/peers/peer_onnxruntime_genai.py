@@ -54,6 +54,7 @@ class Peer:
         self.generator.rewind_to(len(prefix))
         if step == "token":
             self._append(self.work["questions"][0])
+            self._decode(1)  # computes nothing: it takes the token whose logits the question's pass left
 
     def run(self, step: str, way: str) -> int:
         """The step; returns how many units were done."""

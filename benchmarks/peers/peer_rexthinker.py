@@ -3,8 +3,9 @@
 Contract  Nothing here computes: passes are runtime/decoder.py's, answers generate.py's and together.py's. The
           words are replayed: what is chosen comes from the work's traces, so that drafts meet real text and
           every pass has the width it would have. Each eighth of eight answers may draft from its siblings
-          only where they are written one after the other.
-Elsewhere the interface: worker.py; what a scene does: runtime/scene.py.
+          only where they are written one after the other. A pass of one row is told aside: answers are
+          decoded in passes of two or more (generate.py), and that is what is compared.
+Elsewhere the interface: worker.py; what a scene does: runtime/answering.py.
 """
 
 import json
@@ -85,6 +86,8 @@ class Peer:
             self._read(self.work["prefix"])
             return len(self.work["prefix"])
         if step == "token":
+            if way == "one row":
+                self.detail = {"aside": "answers are not decoded so"}
             return self._tokens(1 if way == "one row" else 2)
         if step == "second":
             self._read(self.work["questions"][1])

@@ -1,8 +1,8 @@
-"""The comparison in words: a Markdown table per run, and what the targets say.
+"""What a run found, as one JSON object (schema rexthinker-edge/peers/1).
 
-Contract  Numbers come from measure.py; nothing is computed twice. A step that a peer could not do stands in
-          the table with its reason.
-Elsewhere figures kept: docs/peers.md.
+Contract  Medians, ratios of medians and shares of the memory's rate, by both clocks, beside every sample they
+          come from and what could not be done.
+Elsewhere samples: measure.py; the object in words: table.py; figures kept: docs/peers.md.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rexthinker_edge.benchmarks.peers.host import Entry
-from rexthinker_edge.benchmarks.peers.measure import Refusal, Row, Sample, best, ratio, read_rate, summarise
+from rexthinker_edge.benchmarks.peers.measure import Refusal, Row, Sample, ratio, read_rate, summarise
 from rexthinker_edge.benchmarks.peers.work import STEPS
 
 OURS = "rexthinker-edge"
@@ -58,38 +58,3 @@ def shares(
             reached = {clock: round(size / row.seconds(clock) / rate[clock], 3) for clock in rate}
             found[f"{row.peer}: {row.way}"] = {"bytes": size, **reached}
     return found
-
-
-def markdown(found: dict[str, Any]) -> str:
-    """Tables: every way of every step; ratios; what could not be done."""
-    rows = [Row(**row) for row in found["rows"] if row["step"] in STEPS]
-    lines = ["| step | system | way | wall s | CPU s | times ours, wall (CPU) | |", "|" + " --- |" * 7]
-    for step in STEPS:
-        for row in (row for row in rows if row.step == step):
-            lines.append(f"| {step} | {row.peer} | {row.way} | {_line(row, rows)} | {_detail(row)} |")
-    for refusal in found["could_not"]:
-        error = refusal["error"].replace("|", "/")
-        lines.append(
-            f"| {refusal['step']} | {refusal['peer']} | {refusal['way']} | could not: {error} | | | |"
-        )
-    for clock, rate in found["read_gb_s"].items():
-        lines += ["", f"Memory read at {rate} GB/s by the {clock} clock. Of that, one token:", ""]
-        for name, share in found["token_share"].items():
-            lines.append(f"- {name}: {share['bytes'] / 1e6:.0f} MB, {share[clock]:.0%}")
-    return "\n".join(lines)
-
-
-def _line(row: Row, rows: Sequence[Row]) -> str:
-    """Times of one way, and their ratio to our best."""
-    ours = {clock: best(rows, OURS, row.step, clock) for clock in ("wall", "cpu")}
-    texts = [f"{row.wall_s:.4g}", f"{row.cpu_s:.4g}"]
-    if ours["wall"] is None or ours["cpu"] is None:
-        return " | ".join([*texts, "-"])
-    wall, cpu = row.wall_s / ours["wall"].wall_s, row.cpu_s / ours["cpu"].cpu_s
-    return " | ".join([*texts, f"{wall:.2f} ({cpu:.2f})"])
-
-
-def _detail(row: Row) -> str:
-    if "passes" in row.detail:
-        return f"{row.detail['tokens'] / row.detail['passes']:.1f} tokens a pass"
-    return ""

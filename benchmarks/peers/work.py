@@ -25,9 +25,9 @@ SEED = 1_000_000  # of held-out scenes, as accuracy.py's
 QUESTIONS = 8
 QUESTION_TOKENS = 16  # where there is no tokenizer
 STEPS = {
-    "prefill": "the prompt up to the question, from nothing",
     "token": "one token behind that prompt",
     "second": "first token of another question over the same prompt",
+    "prefill": "the prompt up to the question, from nothing",
     "one": "one question over the same prompt, read and answered",
     "eight": "eight questions over the same prompt, read and answered",
 }

@@ -38,7 +38,12 @@ class FakeLlama(ModuleType):
         self.llama_init_from_model = lambda model, options: "context"
         self.llama_get_memory = lambda context: "memory"
         self.llama_print_system_info = lambda: b"AVX2"
+        self.llama_log_callback = lambda heard: heard
+        self.heard: Any = None
         self.logits = (ctypes.c_float * 640)()
+
+    def llama_log_set(self, heard: Any, user: Any) -> None:
+        self.heard = heard
 
     def llama_batch_init(self, tokens: int, embd: int, sequences: int) -> SimpleNamespace:
         zeros = [0] * tokens
@@ -94,6 +99,17 @@ def test_llama_reads_the_prefix_once_and_rewinds(llama: FakeLlama) -> None:
     question = WORK.questions[1]
     assert [row[:3] for row in llama.rows[0]] == [(t, PREFIX + i, 0) for i, t in enumerate(question)]
     assert [[row[1] for row in rows] for rows in llama.rows[1:]] == [[PREFIX], [PREFIX + 1], [PREFIX + 2]]
+
+
+def test_llama_says_why_it_cannot_load(llama: FakeLlama) -> None:
+    def load(path: bytes, options: Any) -> None:
+        llama.heard(2, b"a warning\n", None)
+        llama.heard(4, b"invalid gguf type\n", None)
+        llama.heard(4, b"\n", None)
+
+    llama.llama_model_load_from_file = load
+    with pytest.raises(RuntimeError, match=r"model: llama\.cpp cannot load it: invalid gguf type"):
+        _open("llama_cpp", shape={"vocab": 640})
 
 
 def test_llama_answers_eight_sequences_over_one_prefix(llama: FakeLlama) -> None:

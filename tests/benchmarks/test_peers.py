@@ -14,10 +14,20 @@ import pytest
 from rexthinker_edge.benchmarks.peers import __main__ as command
 from rexthinker_edge.benchmarks.peers import models, worker
 from rexthinker_edge.benchmarks.peers.gguf_file import encode_value, random_tensor, tensors, write_gguf
-from rexthinker_edge.benchmarks.peers.host import Entry, Host
-from rexthinker_edge.benchmarks.peers.measure import Sample, best, measure, ratio, read_rate, summarise
-from rexthinker_edge.benchmarks.peers.report import OURS, markdown, result
+from rexthinker_edge.benchmarks.peers.host import TOO_SLOW, Entry, Host
+from rexthinker_edge.benchmarks.peers.measure import (
+    Alternation,
+    Sample,
+    best,
+    measure,
+    ratio,
+    read_rate,
+    summarise,
+)
+from rexthinker_edge.benchmarks.peers.report import OURS, result
 from rexthinker_edge.benchmarks.peers.shape import Shape, choose_shape
+from rexthinker_edge.benchmarks.peers.table import main as print_table
+from rexthinker_edge.benchmarks.peers.table import markdown
 from rexthinker_edge.benchmarks.peers.work import QUESTIONS, random_work
 from rexthinker_edge.kernels.matmul_nbits import dequantize
 from rexthinker_edge.runtime.errors import OptionError
@@ -59,15 +69,25 @@ class Scripted:
         self.entry = Entry(name, "", "", {}, 1e9)
         self.opened: dict[str, Any] = {"ok": True, "ways": ways, "versions": {}}
         self.log, self.seconds = log, seconds
+        self.by_way: dict[str, float] = {}
+        self.asides: set[str] = set()
 
     def time(self, step: str, way: str) -> dict[str, Any]:
         self.log.append(f"{self.entry.name}:{step}:{way}")
         if way == "broken":
             return {"ok": False, "error": "RuntimeError: cannot"}
+        if way == "late":
+            return {"ok": False, "error": f"{TOO_SLOW} 3 s"}
         units = 4 if step == "token" else 1
-        detail = {"bytes_per_s": 2e9} if step == "read" else {}
+        detail: dict[str, Any] = {"bytes_per_s": 2e9} if step == "read" else {}
+        if way in self.asides:
+            detail["aside"] = "not so used"
         units = 10**9 if step == "read" else units  # bytes, in half a second of processor time: 2 GB/s too
-        return {"ok": True, "wall_s": self.seconds, "cpu_s": 0.5, "units": units, "detail": detail}
+        cpu_s = 0.5 * self.by_way.get(way, 1.0)
+        return {
+            "ok": True, "wall_s": self.by_way.get(way, self.seconds), "cpu_s": cpu_s, "units": units,
+            "detail": detail,
+        }  # fmt: skip
 
 
 def test_rounds_alternate_and_what_failed_is_not_asked_again() -> None:
@@ -117,22 +137,77 @@ def test_ratios_are_of_medians_and_of_each_peers_best_way() -> None:
     assert read_rate([]) == {}
 
 
-def test_the_report_states_ratios_shares_and_refusals() -> None:
+def test_a_way_much_slower_than_its_peers_best_is_timed_once() -> None:
     log: list[str] = []
-    ours = Scripted(OURS, {"token": ["one row"]}, log)
-    other = Scripted("other", {"token": ["one row", "broken"]}, log, 3.0)
+    host = Scripted("a", {"token": ["quick", "slow", "near"]}, log)
+    host.by_way = {"quick": 1.0, "slow": 1.6, "near": 1.4}
+    samples, _ = measure([host], ["token"], 3)
+    assert [sum(sample.way == way for sample in samples) for way in ("quick", "slow", "near")] == [3, 1, 3]
+
+
+def test_a_step_is_not_asked_where_a_part_of_it_took_too_long() -> None:
+    log: list[str] = []
+    host = Scripted("a", {step: ["late"] for step in ("second", "one", "eight")}, log)
+    samples, refusals = measure([host], ["second", "one", "eight"], 2)
+    assert log == ["a:second:late"]
+    assert not samples
+    late = f"{TOO_SLOW} 3 s"
+    assert [r.error for r in refusals][:2] == [late, f"not asked, for second is a part of it: {late}"]
+    assert [r.step for r in refusals] == ["second", "one", "eight"]
+
+
+def test_the_warm_up_is_not_counted() -> None:
+    log: list[str] = []
+    alternation = Alternation([Scripted("a", {"prefill": ["x"], "token": ["y", "z"]}, log)], ["prefill"])
+    alternation.warm_up()
+    assert (log, alternation.samples, alternation.rounds) == (["a:token:y"], [], 0)
+
+
+def _reported() -> dict[str, Any]:
+    """Two systems, one token: ours takes 1 s for 4, llama.cpp 3 s; one of its ways is broken."""
+    log: list[str] = []
+    ours = Scripted(OURS, {"token": ["as used", "one row"], "eight": ["together"], "one": ["plain"]}, log)
+    ours.by_way = {"one row": 0.1}
+    ours.asides = {"one row"}
+    other = Scripted("llama.cpp", {"token": ["one row", "broken"], "eight": ["together"]}, log, 3.0)
     machine = Scripted("machine", {}, log)
-    samples, refusals = measure([ours, other], ["token"], 1, machine)
-    opened = {host.entry.name: host.opened for host in (ours, other)}
-    found = result(samples, refusals, [ours.entry, other.entry], opened, {"threads": 1})
-    assert found["times_ours"]["wall"]["token"] == {"other": 3.0}
+    samples, refusals = measure([ours, other], ["token", "one", "eight"], 2, machine)
+    opened = {host.entry.name: host.opened for host in (machine, ours, other)}
+    opened["gone"] = {"ok": False, "error": "not installed"}
+    facts = {
+        "when": "then", "machine": {"cpu": "abacus", "cores": 1, "load": [0.0, 0.0, 0.0]}, "threads": 1,
+        "shape": vars(choose_shape("7b", 4, 8192)), "rounds": 2, "replay": True, "head_bits": 4,
+        "sizes": {"prompt": 384, "answer": 32, "tokens": 16},
+    }  # fmt: skip
+    return result(samples, refusals, [ours.entry, other.entry], opened, facts)
+
+
+def test_the_report_states_ratios_and_shares() -> None:
+    found = _reported()
+    assert found["times_ours"]["wall"]["token"] == {"llama.cpp": 3.0}  # not 30: "one row" stands aside
     # 1 GB in a quarter of a second where memory gives 2 GB/s; the other takes three times as long
-    assert found["token_share"][f"{OURS}: one row"]["wall"] == 2.0
-    assert found["token_share"]["other: one row"]["wall"] == pytest.approx(2 / 3, abs=1e-3)
-    assert found["token_share"]["other: one row"]["cpu"] == 4.0  # 1 GB in an eighth of a second
-    text = markdown(json.loads(json.dumps(found)))
-    assert "| token | other | one row | 0.75 | 0.125 | 3.00 (1.00) |  |" in text
-    assert "| token | other | broken | could not: RuntimeError: cannot | | | |" in text
+    assert found["token_share"][f"{OURS}: as used"]["wall"] == 2.0
+    assert found["token_share"]["llama.cpp: one row"]["wall"] == pytest.approx(2 / 3, abs=1e-3)
+    assert found["token_share"]["llama.cpp: one row"]["cpu"] == 4.0  # 1 GB in an eighth of a second
+
+
+def test_the_table_says_it_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "peers.json"
+    path.write_text(json.dumps(_reported()))
+    assert print_table([str(path)]) == 0
+    text = capsys.readouterr().out
+    assert text == markdown(_reported()) + "\n"
+    assert "4 of 28 layers of the 7b shape" in text
+    assert "| rexthinker-edge | 250 ms | 1.00 s | 1.00 s |" in text
+    assert "| llama.cpp | 750 ms, 3.00x (3.00–3.00) | - | 3.00 s, 3.00x (3.00–3.00) |" in text
+    assert "| one token no slower than llama.cpp's | 3.00x (3.00–3.00) |" in text
+    assert "| eight questions 3x as fast as the best other | 3.00x (3.00–3.00), llama.cpp |" in text
+    assert "| eight questions in 3x the time of one | 1.00x |" in text
+    assert "| token | llama.cpp | one row | 2 | 750 ms | 125 ms | 3.00 (1.00) | 1000 MB, 67%" in text
+    assert "not compared: not so used" in text
+    assert "- llama.cpp, token (broken): RuntimeError: cannot" in text
+    assert "- gone did not open: not installed" in text
+    assert "4.79 times the slice's weights" in text
 
 
 @pytest.fixture
