@@ -81,7 +81,8 @@ def _head(found: dict[str, Any], clock: str) -> str:
         f"{found['when']}, {machine['cpu']}, {machine['cores']} cores (load {machine['load'][0]:.1f} before "
         f"it), {found['threads']} threads, {found['rounds']} rounds; {shape['layers']} of "
         f"{shape['whole_layers']} layers of the {shape['name']} shape, output layer of "
-        f"{found['head_bits']} bits; prompt of {sizes['prompt']}, answers of {sizes['answer']} tokens, {text}. Medians, {kind}."
+        f"{found['head_bits']} bits; prompt of {sizes['prompt']}, answers of {sizes['answer']} "
+        f"tokens, {text}. Medians, {kind}."
     )
 
 
