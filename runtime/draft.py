@@ -159,7 +159,7 @@ class Drafter:
             beside: rows of other answers in the same pass; they make a token cheap and a draft dear.
         """
         shared = self.scene.drafting
-        if shared.costs.exact is None:
+        if shared.costs.wants_probe:
             shared.costs.probe(self.decoder, self.cache, self.position)
         if not shared.costs.exact:
             return []
@@ -185,11 +185,8 @@ class Drafter:
             more, sure = self._habits.after(tokens, most - len(tokens))
             tokens, kinds = tokens + more, kinds + [_TABLE + kind for kind in sure]
         costs = shared.costs
-        count = (
-            len(tokens)
-            if costs.exploring and not beside
-            else paying(kinds, rates.rates, costs.costs, shared.extra_ms, beside)
-        )
+        tried = 0 if beside else costs.explore(len(tokens) + 1)
+        count = tried - 1 if tried else paying(kinds, rates.rates, costs.costs, shared.extra_ms, beside)
         self.spent_ms += (time.thread_time() - begun) * 1000
         return tokens[:count]
 

@@ -2,6 +2,9 @@
 
 Layout    `PassCosts` measures passes of 2, 4, 8 … tokens once, on the device and behind the first prompt
           that is answered, and goes on learning; between measured widths the cost is a straight line.
+          A disturbed machine makes passes longer and never shorter, so a width costs what the cheaper of its
+          measurements say, and never more than a wider pass was seen to cost. What is old, contradicted, or
+          from before the machine changed its pace is measured again, by one pass in `GAP` at most.
           `Acceptance` counts, for each kind of guess, how often it held.
 Contract  The first measurement also reads one row of tokens in two groupings and compares all logits bit for
           bit. Unless they are equal nothing is drafted, because output could differ: `exact` is False.
@@ -25,9 +28,13 @@ from rexthinker_edge.runtime.positions import text_positions
 WIDEST = 32  # tokens of one pass
 SLOW_PASS_MS = 250.0  # where 16 tokens take longer, wider passes are neither measured nor used
 PROBE_ROUNDS, PROBE_MS = 4, 300.0  # of the first measurement; it ends at whichever comes first
+MEASURED = (2, 4, 8, 16, WIDEST)  # widths that are measured whether or not they are used
 REMEMBERED = 15  # measurements of a width that count
 RELEARN = 16  # passes between two fits
-EXPLORE = 100  # passes after which one goes as far as its draft, so that no old measurement stands for ever
+OLD = 400  # passes after which a measurement gives way to a younger one
+GAP = 20  # passes between two that only measure
+PACE = 2.0  # a width whose cost changed this much tells that the machine did
+DOUBT, SURE = 1.25, 4  # what is this much dearer than other widths allow, by fewer measurements, is doubted
 
 
 class PassCosts:
@@ -42,13 +49,23 @@ class PassCosts:
         self.exact: bool | None = None
         self.widest = WIDEST
         self.costs: list[float] = []  # by number of tokens, 0 to widest
-        self._seen: dict[int, deque[float]] = {}
-        self._passes = 0
+        self._seen: dict[int, deque[tuple[int, float]]] = {}  # by width: number of the pass, milliseconds
+        self._raw: dict[int, float] = {}  # each width's own cost at the last fit
+        self._passes = self._explored = 0
+        self._changed = 0  # the pass before which the machine had another pace
+
+    @property
+    def wants_probe(self) -> bool:
+        """Whether nothing was measured yet, or only narrow passes that turned out to be quick."""
+        if self.exact and self.widest < WIDEST:
+            return self.costs[self.widest] < SLOW_PASS_MS / 2
+        return self.exact is None
 
     def probe(self, decoder: Decoder, cache: KVCache, position: int) -> None:
         """Measure and compare, behind what the cache holds; the cache is left as it was.
 
-        Does nothing where the cache has no room for it.
+        Does nothing where the cache has no room for it. Passes of 32 tokens are left out where 16 took too
+        long twice: once may have been the machine.
 
         Args:
             position: M-RoPE position of the next token.
@@ -56,13 +73,15 @@ class PassCosts:
         length = cache.length
         if decoder.geometry.max_length - length < WIDEST:
             return
-        widths, begun = (2, 4, 8, 16), time.thread_time()
+        begun = time.thread_time()
         self._grouping(decoder, cache, position, [2])  # the first pass of a width pays for its buffers
         self._seen.clear()
         first = self._grouping(decoder, cache, position, [16])
-        if max(self._seen[16]) < SLOW_PASS_MS:
+        if self._least(16) >= SLOW_PASS_MS:
+            self._grouping(decoder, cache, position, [16])
+        if self._least(16) < SLOW_PASS_MS:
             first = self._grouping(decoder, cache, position, [32])
-            groups = [*widths, 2]
+            self.widest, groups = WIDEST, [2, 4, 8, 16, 2]
         else:
             self.widest, groups = 16, [2, 4, 8, 2]
         self.exact = True
@@ -93,24 +112,57 @@ class PassCosts:
 
     def learn(self, tokens: int, ms: float) -> None:
         """A pass over `tokens` took `ms`."""
-        self._seen.setdefault(tokens, deque(maxlen=REMEMBERED)).append(ms)
         self._passes += 1
+        self._seen.setdefault(tokens, deque(maxlen=REMEMBERED)).append((self._passes, ms))
         if self.costs and self._passes % RELEARN == 0:
             self._fit()
 
+    def explore(self, most: int) -> int:
+        """The width that the next pass shall have to measure it, at most `most`; 0 where none needs it."""
+        if self._passes < self._explored + GAP:
+            return 0
+        self._explored = self._passes
+        doubtful = [w for w in MEASURED if w <= min(most, self.widest) and self._is_doubtful(w)]
+        return min(doubtful, key=lambda w: self._seen[w][-1][0] if w in self._seen else 0, default=0)
+
+    def _is_doubtful(self, width: int) -> bool:
+        """Whether what is known of a width is old, or it was cheaper in a wider pass, or in several."""
+        if not self._is_young(width):
+            return True
+        if sum(number > self._since for number, _ in self._seen[width]) >= SURE:
+            return False
+        young = [w for w in self._raw if w != width and self._is_young(w)]
+        most = min((self._raw[w] * max(1.0, width / w) for w in young), default=float("inf"))
+        return self._raw.get(width, 0.0) > DOUBT * most
+
+    def _is_young(self, width: int) -> bool:
+        return width in self._seen and self._seen[width][-1][0] > self._since
+
     @property
-    def exploring(self) -> bool:
-        """Whether the next pass shall take its whole draft, to see what that costs today."""
-        return self._passes % EXPLORE == EXPLORE - 1
+    def _since(self) -> int:
+        """The pass behind which a measurement is young."""
+        return max(self._passes - OLD, self._changed)
 
     def _fit(self) -> None:
-        """Costs of every width: the measured ones, never falling with width, straight lines between.
-
-        Disturbances make a pass longer and never shorter: the lower quartile counts.
-        """
-        known = sorted(w for w, seen in self._seen.items() if 2 <= w <= self.widest and seen)
-        values = np.maximum.accumulate([sorted(self._seen[w])[len(self._seen[w]) // 4] for w in known])
+        """Costs of every width: straight lines between what the measured ones cost at most."""
+        raw = {w: self._cost(w) for w in self._seen if 2 <= w <= self.widest}
+        for width in self._raw.keys() & raw.keys():
+            just = self._seen[width][-1][0] > self._passes - RELEARN
+            if just and not 1 / PACE < raw[width] / self._raw[width] < PACE:
+                self._changed = self._passes - RELEARN
+        self._raw = raw
+        known = sorted(w for w in raw if w in MEASURED or self._is_young(w))
+        values = np.minimum.accumulate([raw[w] for w in reversed(known)])[::-1]
         self.costs = np.interp(np.arange(self.widest + 1), known, values).tolist()
+
+    def _cost(self, width: int) -> float:
+        """The lower quartile of a width's young measurements, or of all where none is young."""
+        young = [ms for number, ms in self._seen[width] if number > self._since]
+        counted = sorted(young or [ms for _, ms in self._seen[width]])
+        return counted[len(counted) // 4]
+
+    def _least(self, width: int) -> float:
+        return min(ms for _, ms in self._seen[width])
 
 
 class Acceptance:
