@@ -2,7 +2,7 @@
 
 Contract  Work under a deadline ends with `DeadlinePassed` soon after the instant: between two operators of a
           graph, not only between two graphs. No deadline costs nothing.
-Elsewhere what becomes of it: scene.py turns it into status TIMEOUT; between tokens: generate.py.
+Elsewhere what becomes of it: answering.py turns it into status TIMEOUT; between tokens: generate.py.
 """
 
 import threading

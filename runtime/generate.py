@@ -168,7 +168,10 @@ class Generation:
                     self.finish = Finish.STOP
                     return
                 yield token
-            drafted = self._advance()
+            self.full = self.cache.length >= self.decoder.geometry.max_length
+            if self._limit_reached() is None:
+                drafted = self._draft()
+                self._read(drafted)
 
     def _limit_reached(self) -> Finish | None:
         """The limit that forbids choosing one more token."""
@@ -183,30 +186,25 @@ class Generation:
         self.cache.rewind(self.cache.length - (drafted - kept))
         self.position -= drafted - kept
 
-    def _advance(self) -> list[int]:
-        """One pass over the last token and a draft behind it, unless nothing may be chosen from it.
-
-        Returns:
-            The draft; the cache holds its rows until it is known what held.
-        """
+    def _draft(self) -> list[int]:
+        """What may follow the last token, as far as there is room to verify it."""
         room = self.decoder.geometry.max_length - self.cache.length
-        self.full = room <= 0
-        if self._limit_reached() is not None:
-            return []
         most = min(room, self.limits.max_new_tokens - len(self.token_ids)) - 1
         drafted = self.drafts.propose(most) if self.drafts is not None and most > 0 else []
         assert len(drafted) <= max(most, 0), (len(drafted), most)
-        if drafted or room == 1:
-            self._read([self.token_ids[-1], *drafted], 0)
-        else:
-            self._read([self.token_ids[-1]] * 2, 1)
-        self.drafted += len(drafted)
         return drafted
 
-    def _read(self, token_ids: list[int], padding: int) -> None:
-        """Read tokens, the last `padding` of them only for company; no pass has a single row."""
-        again = 0
-        if len(token_ids) == 1 and len(self.token_ids) > 1:  # no room behind: read the one before once more
+    def _read(self, drafted: list[int]) -> None:
+        """One pass over the last token and a draft behind it; the cache holds all their rows afterwards.
+
+        No pass has a single row: without a draft the token is read twice, or, where nothing fits behind it,
+        the one before it once more.
+        """
+        token_ids, padding, again = [self.token_ids[-1], *drafted], 0, 0
+        if not drafted and self.decoder.geometry.max_length - self.cache.length > 1:
+            padding = 1
+            token_ids += token_ids
+        elif not drafted and len(self.token_ids) > 1:
             again = 1
             token_ids = [self.token_ids[-2], *token_ids]
             self.cache.rewind(self.cache.length - 1)
@@ -219,3 +217,4 @@ class Generation:
         self.logits = logits[again : len(token_ids) - padding]
         self.position += len(token_ids) - again - padding
         self.passes += 1
+        self.drafted += len(drafted)

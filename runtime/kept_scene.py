@@ -29,11 +29,11 @@ from rexthinker_edge.runtime.boxes import check_boxes, to_resized_px
 from rexthinker_edge.runtime.errors import BoxError, SceneError, TextError
 from rexthinker_edge.runtime.image import MAX_PIXELS, Picture, read_picture
 from rexthinker_edge.runtime.kv_cache import Rows
+from rexthinker_edge.runtime.language import Language
 from rexthinker_edge.runtime.prefix_tree import PrefixTree
 from rexthinker_edge.runtime.prompt_path import PromptPath
 from rexthinker_edge.runtime.qwen_pixels import smart_resize
 from rexthinker_edge.runtime.result import BundleInfo, Candidate, Milliseconds
-from rexthinker_edge.runtime.scene import Language, Scene
 from rexthinker_edge.runtime.sight import Sight
 from rexthinker_edge.runtime.strict_json import StrictJsonError, parse, to_dataclass, to_json
 from rexthinker_edge.runtime.tokens import check_text
@@ -116,8 +116,8 @@ def save_scene(
     _write(place, [MAGIC, len(text).to_bytes(4, "little"), text, seen.pixels_HWC.data, rows.data])
 
 
-def restore_scene(looker: "Looker", path: Path) -> Scene:
-    """Read a scene; see `Thinker.restore`."""
+def restore_scene(looker: "Looker", path: Path) -> tuple[Sight, PromptPath | None]:
+    """Read a scene; see `Thinker.restore`. Its rows are in the looker's tree then."""
     language = looker.parts.language
     header, picture, rows = _read(path, language)
     candidates = tuple(Candidate(i, list(c.box), c.score) for i, c in enumerate(header.candidates))
@@ -127,7 +127,7 @@ def restore_scene(looker: "Looker", path: Path) -> Scene:
     hints = to_resized_px(boxes, picture.size, sides[::-1])
     sight = Sight(picture, header.category, candidates, hints, Milliseconds(), reused=rows.shape[2])
     if not candidates:
-        return Scene(language, sight, looker.tree, None)
+        return sight, None
     salt = hashlib.sha256(json.dumps(to_json(header), sort_keys=True).encode()).digest()
     try:
         prompt = looker.path(sight, looker.encoder(picture), salt)
@@ -137,7 +137,7 @@ def restore_scene(looker: "Looker", path: Path) -> Scene:
         seen = f"rows of {rows.shape[2]:,} tokens, its prompt has {prompt.length:,}"
         _fail(path, seen, "It was altered: save the scene again.")
     looker.tree.adopt(prompt.segments, rows)
-    return Scene(language, sight, looker.tree, prompt)
+    return sight, prompt
 
 
 def _read(path: Path, language: Language) -> tuple[Header, Picture, Rows]:

@@ -17,17 +17,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rexthinker_edge.runtime.asking import ROOM
 from rexthinker_edge.runtime.boxes import check_boxes, to_resized_px
 from rexthinker_edge.runtime.deadline import Deadline, DeadlinePassed, monotonic_ms
 from rexthinker_edge.runtime.detector import Detector
 from rexthinker_edge.runtime.errors import BoxError
 from rexthinker_edge.runtime.image import Picture
+from rexthinker_edge.runtime.language import Language
 from rexthinker_edge.runtime.prefix_tree import PrefixTree
 from rexthinker_edge.runtime.prompt import prefix
 from rexthinker_edge.runtime.prompt_path import PromptPath, prompt_path, seen_picture
 from rexthinker_edge.runtime.qwen_pixels import PixelLimits, VisionInput, qwen_pixels, smart_resize
 from rexthinker_edge.runtime.result import Candidate, Milliseconds
-from rexthinker_edge.runtime.scene import ROOM, Language, Scene
+from rexthinker_edge.runtime.scene import Scene
 from rexthinker_edge.runtime.sight import Sight
 from rexthinker_edge.runtime.vision import VisionTower
 

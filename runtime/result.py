@@ -4,8 +4,8 @@ Layout    JSON schema `rexthinker-edge/result/1`, see `Result.to_json`. Boxes ar
           of the upright original; candidates count from 0, so that `candidates[i].index == i`.
 Contract  `boxes` is empty unless `status` is FOUND, and then holds candidates' own boxes, unrounded.
           An answer withheld because it was not sure enough has the status UNGROUNDED and an `abstention`.
-Elsewhere how they come about: scene.py; statuses: answer.py; verdicts: trace.py; confidence: confidence.py;
-          what a thought rests on: explain.py.
+Elsewhere how they come about: answering.py; statuses: answer.py; verdicts: trace.py;
+          confidence: confidence.py; what a thought rests on: explain.py.
 Source    docs/sources.md#result
 """
 

@@ -1,8 +1,9 @@
-"""What looking saw, and how an answer about it is told.
+"""What looking saw, and how an answer about it is told, while it is written and as a result.
 
-Elsewhere looking: thinker.py; asking: scene.py; what is told: result.py; verdicts: trace.py.
+Elsewhere looking: looking.py; answering: answering.py; what is told: result.py; verdicts: trace.py.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,9 +21,11 @@ from rexthinker_edge.runtime.result import (
     Milliseconds,
     Result,
     Step,
+    TextEvent,
     Tokens,
     with_verdicts,
 )
+from rexthinker_edge.runtime.tokens import TextTokenizer
 from rexthinker_edge.runtime.trace import Section, Verdict, read_trace
 
 
@@ -37,6 +40,40 @@ class Sight:
     ms: Milliseconds  # of looking, prefix prefill included
     reused: int = 0  # tokens of the prefix that looking found kept
     late: bool = False  # the deadline of looking came before the candidates were known
+
+
+class Telling:
+    """An answer told as it is written: its text in whole characters, and the decision once."""
+
+    def __init__(self, sight: Sight, tokenizer: TextTokenizer, decide: bool) -> None:
+        """`decide`: whether the decision may be told before the result."""
+        self._sight, self._stream = sight, tokenizer.stream()
+        self._pieces: list[str] = []
+        self._undecided = decide
+
+    @property
+    def text(self) -> str:
+        """All of it so far."""
+        return "".join(self._pieces)
+
+    def push(self, token_id: int) -> Iterator[TextEvent | DecidedEvent]:
+        """What is to be told of one more token."""
+        piece = self._stream.push(token_id)
+        self._pieces.append(piece)
+        if piece:
+            yield TextEvent(piece)
+        if self._undecided and ">" in piece:
+            event = decision(self._sight, self.text)
+            if event is not None:
+                self._undecided = False
+                yield event
+
+    def finish(self) -> Iterator[TextEvent]:
+        """What is left when no token follows."""
+        piece = self._stream.finish()
+        self._pieces.append(piece)
+        if piece:
+            yield TextEvent(piece)
 
 
 def told(

@@ -20,6 +20,7 @@ import onnxruntime as ort
 from numpy.typing import ArrayLike
 
 from rexthinker_edge.runtime import bundle as bundles
+from rexthinker_edge.runtime.asking import check_deadline
 from rexthinker_edge.runtime.bundle import Bundle, open_bundle
 from rexthinker_edge.runtime.cuda_parts import CudaParts
 from rexthinker_edge.runtime.deadline import Deadline, monotonic_ms
@@ -34,6 +35,7 @@ from rexthinker_edge.runtime.graph_check import check_graph
 from rexthinker_edge.runtime.image import Source, read_picture
 from rexthinker_edge.runtime.kept_rows import STORAGES
 from rexthinker_edge.runtime.kept_scene import restore_scene
+from rexthinker_edge.runtime.language import Language
 from rexthinker_edge.runtime.looking import Looker, Parts
 from rexthinker_edge.runtime.opening import REFUSALS, refusal, start_packing
 from rexthinker_edge.runtime.prefix_tree import PrefixTree
@@ -42,7 +44,7 @@ from rexthinker_edge.runtime.providers import Placement, read_device, require_cu
 from rexthinker_edge.runtime.qwen_pixels import PixelLimits
 from rexthinker_edge.runtime.result import BundleInfo
 from rexthinker_edge.runtime.risk import threshold
-from rexthinker_edge.runtime.scene import Language, Scene, check_deadline
+from rexthinker_edge.runtime.scene import Scene
 from rexthinker_edge.runtime.session_check import check_decoder, check_vision
 from rexthinker_edge.runtime.tokens import TextTokenizer, check_text
 from rexthinker_edge.runtime.vision import VisionTower
@@ -103,7 +105,8 @@ class Thinker:
         Raises:
             SceneError: the file is none of ours, damaged, or made by another bundle than this one.
         """
-        return restore_scene(self._looker, Path(path))
+        sight, prompt = restore_scene(self._looker, Path(path))
+        return Scene(self._parts.language, sight, self._looker.tree, prompt)
 
     def threshold(self, max_risk: float) -> float:
         """How sure an answer must be for `refer(max_risk=…)` to give it.

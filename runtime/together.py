@@ -10,7 +10,7 @@ Contract  Token for token what asking one by one gives. Sums over mixed rows run
           logits that nearly tie may change places: an answer that met such a tie is read again by itself, in
           one pass, and goes on alone from the token where it differs. Likelihoods are those of the mixed
           rows, so they differ from those of asking one by one in their last digits.
-Elsewhere one answer: generate.py; the pass: decoder.py; who asks: scene.py.
+Elsewhere one answer: generate.py; the pass: decoder.py; who asks: answering.py.
 """
 
 from collections.abc import Sequence

@@ -15,10 +15,10 @@ from rexthinker_edge.runtime import thinker as thinkers
 from rexthinker_edge.runtime.deadline import NEVER
 from rexthinker_edge.runtime.decoder_geometry import DecoderGeometry
 from rexthinker_edge.runtime.detector import DetectorGeometry
+from rexthinker_edge.runtime.language import Language
 from rexthinker_edge.runtime.positions import mrope_positions
 from rexthinker_edge.runtime.prompt import SYSTEM, Wording
 from rexthinker_edge.runtime.result import BundleInfo
-from rexthinker_edge.runtime.scene import Language
 from rexthinker_edge.runtime.tokens import TextTokenizer
 from rexthinker_edge.runtime.vision import VisionGeometry
 

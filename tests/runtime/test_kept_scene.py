@@ -11,6 +11,7 @@ import pytest
 from rexthinker_edge.runtime.answer import Status
 from rexthinker_edge.runtime.errors import SceneBusyError, SceneError
 from rexthinker_edge.runtime.kept_scene import MAGIC
+from rexthinker_edge.runtime.prompt import Wording, suffix
 from rexthinker_edge.runtime.thinker import load
 
 PICTURE = np.random.default_rng(1).integers(0, 256, (100, 200, 3), np.uint8)
@@ -25,6 +26,11 @@ def saved(make_world, tmp_path):
     return world, scene, path
 
 
+def question_tokens(world, expression):
+    """How many tokens of a prompt stand behind what a scene keeps."""
+    return len(world.decoder.tokenizer.encode_parts(suffix(Wording.DETECT, expression)))
+
+
 def test_a_restored_scene_answers_as_the_first(saved):
     world, scene, path = saved
     read, encoded, asked = world.decoder.read, world.vision.encoded, len(world.detector.asked)
@@ -36,13 +42,13 @@ def test_a_restored_scene_answers_as_the_first(saved):
     assert ours.candidates == theirs.candidates
     assert ours.image == theirs.image
     assert np.array_equal(again.picture.pixels_HWC, PICTURE)
-    assert ours.tokens.reused == ours.tokens.prompt - len(again._asked("the red ball", 9).token_ids)
+    assert ours.tokens.reused == ours.tokens.prompt - question_tokens(world, "the red ball")
     assert (ours.ms.detect, ours.ms.vision) == (0, 0)
 
 
 def test_a_file_is_pinned(saved):
     """Byte for byte: the layout that docs/scenes.md describes."""
-    _, scene, path = saved
+    world, scene, path = saved
     content = path.read_bytes()
     assert content[:8] == b"REXSCENE" == MAGIC
     length = int.from_bytes(content[8:12], "little")
@@ -53,7 +59,7 @@ def test_a_file_is_pinned(saved):
     body = content[12 + length :]
     assert body[: 100 * 200 * 3] == PICTURE.tobytes()
     assert header["picture"]["sha256"] == hashlib.sha256(PICTURE.tobytes()).hexdigest()
-    tokens = scene.refer("it").tokens.prompt - len(scene._asked("it", 9).token_ids)
+    tokens = scene.refer("it").tokens.prompt - question_tokens(world, "it")
     assert header["rows"]["shape"] == [2, 1, tokens, 2]
     assert len(body) == 100 * 200 * 3 + 2 * tokens * 2 * 4
 

@@ -1,0 +1,163 @@
+"""Answers to expressions about one picture: question read behind the kept prefix, answer written, judged.
+
+Layout    A KV cache that holds the prefix (system turn, picture, hints) is lent by the prefix tree; an
+          expression's suffix and its answer come behind it and are forgotten when it is given back.
+Contract  An answer does not depend on what was asked before: a prefix hit equals a cold run.
+          One call at a time; asked while it answers, it raises.
+Elsewhere what is asked: asking.py; keeping: prefix_tree.py; one answer's tokens: generate.py; several at
+          once: together.py; reading the output: answer.py, trace.py, confidence.py; telling it: sight.py.
+Source    docs/sources.md#scene
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from rexthinker_edge.runtime.answer import Answer, Status, read_answer
+from rexthinker_edge.runtime.asking import ROOM, Asked, Terms
+from rexthinker_edge.runtime.confidence import Likelihood, Sureness, sureness
+from rexthinker_edge.runtime.deadline import Deadline, DeadlinePassed
+from rexthinker_edge.runtime.draft import Drafter, SceneDrafts
+from rexthinker_edge.runtime.errors import SceneBusyError
+from rexthinker_edge.runtime.generate import Finish, Generation, Limits, now_ms
+from rexthinker_edge.runtime.kv_cache import KVCache
+from rexthinker_edge.runtime.language import Language
+from rexthinker_edge.runtime.positions import text_positions
+from rexthinker_edge.runtime.prefix_tree import PrefixTree
+from rexthinker_edge.runtime.prompt_path import PromptPath
+from rexthinker_edge.runtime.result import CandidatesEvent, Event, Milliseconds, Result, ResultEvent, Tokens
+from rexthinker_edge.runtime.sight import Sight, Telling, told
+from rexthinker_edge.runtime.together import TOGETHER, Question, Written, answer_together
+
+
+class Answerer:
+    """What a scene asks; see the module's contract."""
+
+    def __init__(self, language: Language, sight: Sight, tree: PrefixTree, prompt: PromptPath | None) -> None:
+        """`prompt` is None when there are no candidates: the model is never asked then."""
+        assert (prompt is None) == (not sight.candidates)
+        self._language, self._sight = language, sight
+        self._tree, self._prompt = tree, prompt
+        self._busy = threading.Lock()
+        self._told = False  # what looking took, in the first result
+        self._drafts: SceneDrafts | None = None  # made when first drafted for
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nothing else is answered meanwhile.
+
+        Raises:
+            SceneBusyError: something is.
+        """
+        if not self._busy.acquire(blocking=False):
+            raise SceneBusyError(
+                "scene: asked while it is still answering, it answers one call at a time. "
+                "Finish or close the stream first, or look once per thread."
+            )
+        try:
+            yield
+        finally:
+            self._busy.release()
+
+    def events(self, asked: Asked, limits: Limits) -> Iterator[Event]:
+        """The candidates, pieces of text, the decision, the result; busy until it ends or is closed."""
+        with self.alone():
+            yield CandidatesEvent(self._sight.candidates)
+            prompt = self._prompt
+            if prompt is None:
+                status = Status.TIMEOUT if self._sight.late else Status.NO_CANDIDATES
+                yield ResultEvent(self._result(asked, Answer(status), Tokens(), Milliseconds()))
+                return
+            try:
+                yield from self._answer(asked, limits, prompt)
+            except DeadlinePassed:
+                yield ResultEvent(self._late(asked, prompt))
+
+    def together(self, asked: Sequence[Asked], terms: Terms) -> list[Result]:
+        """A result each, `TOGETHER` decoded at a time; needs a decoder whose graph branches."""
+        assert self._prompt is not None
+        results: list[Result] = []
+        with self.alone():
+            for start in range(0, len(asked), TOGETHER):
+                results += self._group(asked[start : start + TOGETHER], terms, self._prompt)
+        return results
+
+    def _answer(self, asked: Asked, limits: Limits, prompt: PromptPath) -> Iterator[Event]:
+        """One answer: its events, the result last."""
+        decoder, begun, question = self._language.decoder, now_ms(), asked.token_ids
+        deadline = Deadline(limits.deadline_ms)
+        with self._tree.lend(prompt.segments, limits.max_new_tokens + ROOM, deadline) as lent:
+            positions = text_positions(prompt.next_position, len(question))
+            logits = decoder.run(decoder.embed(question), positions, lent.cache, deadline=deadline)
+            prefilled = now_ms()
+            after = prompt.next_position + len(question)
+            drafts, choose = self._drafter(asked, lent.cache, after), asked.terms.manner.choose()
+            notes = Likelihood()
+            generation = Generation(decoder, lent.cache, logits, after, limits, drafts, choose, notes)
+            telling = Telling(self._sight, self._language.tokenizer, decide=asked.terms.bar is None)
+            for token in generation:
+                yield from telling.push(token)
+            yield from telling.finish()
+            assert generation.finish is not None
+            ms = Milliseconds(prefill=prefilled - begun, generate=now_ms() - prefilled)
+            ids = tuple(generation.token_ids)
+            written = Written(telling.text, generation.finish, ids, generation.passes, ms, notes)
+            yield ResultEvent(self._written(asked, written, lent.reused, prompt))
+
+    def _group(self, asked: Sequence[Asked], terms: Terms, prompt: PromptPath) -> list[Result]:
+        """A few answers decoded in one cache."""
+        language, limits = self._language, terms.limits(self._language, now_ms())
+        room = sum(len(one.token_ids) + limits.max_new_tokens + 2 for one in asked)
+        try:
+            with self._tree.lend(prompt.segments, room, Deadline(limits.deadline_ms)) as lent:
+                questions = []
+                for one in asked:
+                    after = prompt.next_position + len(one.token_ids)
+                    drafts = self._drafter(one, lent.cache, after)
+                    questions.append(Question(one.token_ids, prompt.next_position, drafts))
+                written = answer_together(language.decoder, language.tokenizer, lent.cache, questions, limits)
+                return [
+                    self._written(one, answer, lent.reused, prompt)
+                    for one, answer in zip(asked, written, strict=True)
+                ]
+        except DeadlinePassed:
+            return [self._late(one, prompt) for one in asked]
+
+    def _drafter(self, asked: Asked, cache: KVCache, position: int) -> Drafter | None:
+        """What foresees the answer, where that is wanted."""
+        language, drafting, wanted = self._language, self._language.drafting, asked.terms.manner.drafting
+        if drafting is None or not (drafting.on if wanted is None else wanted):
+            return None
+        if self._drafts is None:
+            sight = self._sight
+            self._drafts = drafting.scene(language.tokenizer, sight.category, sight.hints.tolist())
+        return self._drafts.answer(asked.expression, asked.token_ids, language.decoder, cache, position)
+
+    def _written(self, asked: Asked, written: Written, found: int, prompt: PromptPath) -> Result:
+        """The result of what the model wrote, withheld where it does not pass its bar."""
+        answer = read_answer(written.text, written.finish, self._sight.hints)
+        reused = found if self._told else min(found, self._sight.reused)
+        length = prompt.length + len(asked.token_ids)
+        tokens = Tokens(length, reused, len(written.token_ids), written.passes)
+        sure = self._sureness(written, answer.status)
+        result = self._result(asked, answer, tokens, written.ms, written.text, sure)
+        result = replace(result, token_ids=written.token_ids)
+        return result if asked.terms.bar is None else asked.terms.bar.held_against(result)
+
+    def _sureness(self, written: Written, status: Status) -> Sureness:
+        spoken = written.token_ids[:-1] if written.finish is Finish.STOP else written.token_ids
+        sight, tokenizer = self._sight, self._language.tokenizer
+        return sureness(written.likelihood, tokenizer, spoken, sight.category, len(sight.candidates), status)
+
+    def _late(self, asked: Asked, prompt: PromptPath) -> Result:
+        tokens = Tokens(prompt.length + len(asked.token_ids))
+        return self._result(asked, Answer(Status.TIMEOUT), tokens, Milliseconds())
+
+    def _result(
+        self, asked: Asked, answer: Answer, tokens: Tokens, ms: Milliseconds, text: str = "",
+        sure: Sureness | None = None,
+    ) -> Result:  # fmt: skip
+        first, self._told = not self._told, True
+        bundle = self._language.bundle
+        return told(self._sight, asked.expression, answer, tokens, ms, text, first, bundle, sure)
