@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rexthinker_edge.runtime.kv_cache import Rows
+from rexthinker_edge.runtime.pages import paged_copy
 
 STORAGES = ("float32", "int8")
 
@@ -38,7 +39,7 @@ def keep(rows: Rows, storage: str) -> KeptRows:
         return KeptRows(rows, None)
     scales = np.abs(rows).max(axis=-1, keepdims=True) / np.float32(127)
     scales[scales == 0] = 1
-    return KeptRows(np.rint(rows / scales).astype(np.int8), scales)
+    return KeptRows(paged_copy(np.rint(rows / scales).astype(np.int8)), scales)
 
 
 def expand(kept: KeptRows) -> Rows:

@@ -12,6 +12,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from rexthinker_edge.runtime.decoder_geometry import DecoderGeometry
+from rexthinker_edge.runtime.pages import paged_zeros
 
 # (2 * layers, kv_heads, tokens, head_dim): keys and values of layer 0, of layer 1, …
 Rows = NDArray[np.float32]
@@ -51,10 +52,8 @@ class KVCache:
         if capacity <= self.capacity:
             return
         shape = (1, self.geometry.kv_heads, capacity, self.geometry.head_dim)
-        # np.zeros maps pages on first touch: a large capacity costs memory only as it fills.
-        grown = [
-            (np.zeros(shape, np.float32), np.zeros(shape, np.float32)) for _ in range(self.geometry.layers)
-        ]
+        # A large capacity costs memory only as it fills.
+        grown = [(paged_zeros(shape), paged_zeros(shape)) for _ in range(self.geometry.layers)]
         for old_k, old_v, (new_k, new_v) in zip(self.keys, self.values, grown, strict=False):
             new_k[:, :, : self.length] = old_k[:, :, : self.length]
             new_v[:, :, : self.length] = old_v[:, :, : self.length]
@@ -74,7 +73,8 @@ class KVCache:
     def rows(self, start: int, stop: int) -> Rows:
         """A copy of what is kept of tokens [start, stop)."""
         assert 0 <= start <= stop <= self.length, (start, stop, self.length)
-        return np.stack([buffer[0, :, start:stop] for pair in self._pairs() for buffer in pair])
+        parts = [buffer[0, :, start:stop] for pair in self._pairs() for buffer in pair]
+        return np.stack(parts, out=paged_zeros((len(parts), *parts[0].shape)))
 
     def append(self, rows: Rows) -> None:
         """Put back what `rows` gave, as the next tokens."""

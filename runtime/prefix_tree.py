@@ -25,6 +25,7 @@ from rexthinker_edge.runtime.deadline import NEVER, Deadline
 from rexthinker_edge.runtime.decoder import Decoder
 from rexthinker_edge.runtime.kept_rows import KeptRows, expand, keep
 from rexthinker_edge.runtime.kv_cache import KVCache, row_bytes
+from rexthinker_edge.runtime.pages import paged_copy
 
 Array = NDArray[np.float32]
 Path = tuple[bytes, ...]
@@ -160,7 +161,7 @@ class PrefixTree:
                 found.used = self._tick()
                 assert isinstance(found.thing, np.ndarray)
                 return found.thing
-        made = compute()
+        made = paged_copy(compute())
         with self._lock:
             self._kept[place] = _Kept(made, self._tick())
             self._trim(self._budget)
