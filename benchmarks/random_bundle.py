@@ -29,21 +29,12 @@ from numpy.typing import NDArray
 
 from rexthinker_edge.kernels.bfloat16 import from_float32
 from rexthinker_edge.kernels.mrope import rotary_table
-from rexthinker_edge.runtime import bundle as bundles
-from rexthinker_edge.runtime.bundle import (
-    FORMAT_VERSION,
-    Bundle,
-    FileEntry,
-    Manifest,
-    ModelCard,
-    flush,
-    open_bundle,
-    seal,
-    staged,
-)
+from rexthinker_edge.runtime import manifest as manifests
+from rexthinker_edge.runtime.bundle import Bundle, flush, open_bundle, seal, staged
 from rexthinker_edge.runtime.decoder_geometry import DecoderGeometry
 from rexthinker_edge.runtime.detector import DetectorGeometry
 from rexthinker_edge.runtime.errors import BundleError, DeviceError
+from rexthinker_edge.runtime.manifest import FORMAT_VERSION, FileEntry, Manifest, ModelCard
 from rexthinker_edge.runtime.strict_json import parse, to_dataclass
 from rexthinker_edge.runtime.thinker import small_bundle
 from rexthinker_edge.runtime.vision import VisionGeometry
@@ -140,7 +131,7 @@ def random_bundle(shape: str, keep: Path | None, told: Told = lambda done, total
 
 def kept_bundle(shape: str, place: Path, told: Told) -> Bundle:
     """The bundle at `place`, built where there is none; see `random_bundle`."""
-    if (place / bundles.MANIFEST).is_file():
+    if (place / manifests.MANIFEST).is_file():
         opened = open_bundle(place)
         if opened.manifest.name != bundle_name(shape):
             raise BundleError(
@@ -201,7 +192,7 @@ def fill(shape: str, place: Path, told: Told) -> Manifest:
     """Write every file of a bundle into the empty directory `place`."""
     plans = [read_blueprint(name, place) for name in _parts(shape)]
     small = open_bundle(small_bundle())
-    borrowed = [bundles.TOKENIZER, bundles.DETECTOR_TOKENIZER]
+    borrowed = [manifests.TOKENIZER, manifests.DETECTOR_TOKENIZER]
     if DETECTORS[shape] is None:
         borrowed += [name for name in small.manifest.files if name.startswith("detector") and "onnx" in name]
     for name in borrowed:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rexthinker_edge.calibration.records import Box
-from rexthinker_edge.runtime import bundle as bundles
+from rexthinker_edge.runtime import manifest as manifests
 from rexthinker_edge.runtime import prompt
 from rexthinker_edge.runtime.answer import Status
 from rexthinker_edge.runtime.boxes import to_resized_px
@@ -152,11 +152,11 @@ def decoder_bits(bundle: Bundle) -> float:
 
     A tied output layer that is kept as the token table lies in `embeddings.bin`.
     """
-    files, held = bundle.manifest.files, read_contents(bundle.file(bundles.DECODER)).weights
-    stored = files[f"{bundles.DECODER}.data"].bytes
+    files, held = bundle.manifest.files, read_contents(bundle.file(manifests.DECODER)).weights
+    stored = files[f"{manifests.DECODER}.data"].bytes
     stored -= sum(4 * math.prod(shape) for name, shape in held.items() if name.startswith("rotary."))
     if "model.embed_tokens.weight" in held:
-        stored += files[bundles.EMBEDDINGS].bytes
+        stored += files[manifests.EMBEDDINGS].bytes
     return 8 * stored / bundle_sizes(bundle).decoder.weights
 
 

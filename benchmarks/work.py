@@ -23,8 +23,9 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from rexthinker_edge.runtime.bundle import DECODER, DETECTOR, DETECTOR_TOKENIZER, VISION, Bundle
+from rexthinker_edge.runtime.bundle import Bundle
 from rexthinker_edge.runtime.detector import Detector
+from rexthinker_edge.runtime.manifest import DECODER, DETECTOR, DETECTOR_TOKENIZER, VISION
 from rexthinker_edge.runtime.model_sizes import ModelSizes, bundle_sizes
 from rexthinker_edge.runtime.qwen_pixels import VisionInput
 from rexthinker_edge.runtime.vision import VisionTower

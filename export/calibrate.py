@@ -2,7 +2,7 @@
 
 Contract  Pictures go through the vision tower that the bundle will hold. What was chosen is told in the
           manifest's calibration card. Results lie in a scratch directory and are read back layer by layer.
-Elsewhere choosing: calibration/sources.py; rounding: gptq_layers.py; the bundle: pipeline.py.
+Elsewhere choosing: calibration/sources.py; rounding: gptq_layers.py; the bundle: parts.py.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,9 +22,9 @@ from rexthinker_edge.export.config import TextConfig
 from rexthinker_edge.export.gptq_layers import LayerwiseOptions, quantise_decoder
 from rexthinker_edge.export.packed_checkpoint import PackedFormat
 from rexthinker_edge.export.quantize import IntegerRecipe, Saved
-from rexthinker_edge.runtime.bundle import CalibrationCard, PromptSettings
 from rexthinker_edge.runtime.embeddings import place_image
 from rexthinker_edge.runtime.errors import OptionError
+from rexthinker_edge.runtime.manifest import CalibrationCard, PromptSettings
 from rexthinker_edge.runtime.qwen_pixels import PixelLimits
 from rexthinker_edge.runtime.tokens import TextTokenizer
 from rexthinker_edge.runtime.vision import VisionGeometry, VisionTower

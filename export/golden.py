@@ -12,10 +12,11 @@ from PIL import Image
 
 from rexthinker_edge.calibration.workbench.items import Item, item_record, make_item
 from rexthinker_edge.calibration.workbench.render import render
-from rexthinker_edge.runtime import bundle as bundles
-from rexthinker_edge.runtime.bundle import Golden, open_bundle
+from rexthinker_edge.runtime import manifest as manifests
+from rexthinker_edge.runtime.bundle import open_bundle
 from rexthinker_edge.runtime.detector import Detector
 from rexthinker_edge.runtime.image import read_picture
+from rexthinker_edge.runtime.manifest import Golden
 from rexthinker_edge.runtime.thinker import load
 
 SEED = 2_000_000  # beyond the seeds of training and of the 1,000-item evaluations
@@ -80,8 +81,8 @@ def _detected(directory: Path, pictures: list[tuple[str, Item]]) -> list[tuple[B
     bundle = open_bundle(directory)
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    tokenizer = bundle.file(bundles.DETECTOR_TOKENIZER)
-    detector = Detector(bundle.file(bundles.DETECTOR), tokenizer, bundle.manifest.detector, options)
+    tokenizer = bundle.file(manifests.DETECTOR_TOKENIZER)
+    detector = Detector(bundle.file(manifests.DETECTOR), tokenizer, bundle.manifest.detector, options)
     found = []
     for name, item in pictures:
         pixels = read_picture(directory / name).pixels_HWC

@@ -7,7 +7,7 @@ Contract  A part is entered after its files are on disk and hashed, in one renam
           what is not there. A part is made again where its files differ from their entry, or the options
           that it depends on have changed. A journal is used only where its fingerprint (program version,
           source files) is the same in every point.
-Elsewhere the parts: pipeline.py; the directory they fill: runtime/bundle.py.
+Elsewhere the parts: parts.py; the directory they fill: runtime/bundle.py.
 """
 
 import hashlib
@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rexthinker_edge.runtime.bundle import FileEntry, file_sha256, flush
+from rexthinker_edge.runtime.bundle import file_sha256, flush
 from rexthinker_edge.runtime.errors import BundleError, OptionError
+from rexthinker_edge.runtime.manifest import FileEntry
 from rexthinker_edge.runtime.strict_json import StrictJsonError, parse, to_dataclass, to_json
 
 JOURNAL = "journal.json"

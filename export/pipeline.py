@@ -33,20 +33,12 @@ from rexthinker_edge.export.plan import ExportPlan, check_disk, existing_parent,
 from rexthinker_edge.export.quantize import IntegerRecipe, Precision, Saved, Weights, choose_block
 from rexthinker_edge.export.source_files import model_card, read_settings, read_tokens
 from rexthinker_edge.export.vision_graph import write_vision
-from rexthinker_edge.runtime import bundle as bundles
-from rexthinker_edge.runtime.bundle import (
-    FORMAT_VERSION,
-    CalibrationCard,
-    DraftCard,
-    Golden,
-    Manifest,
-    check_target,
-    seal,
-    staged,
-)
+from rexthinker_edge.runtime import manifest as manifests
+from rexthinker_edge.runtime.bundle import check_target, seal, staged
 from rexthinker_edge.runtime.decoder_geometry import DecoderGeometry
 from rexthinker_edge.runtime.detector import DetectorGeometry
 from rexthinker_edge.runtime.errors import OptionError
+from rexthinker_edge.runtime.manifest import FORMAT_VERSION, CalibrationCard, DraftCard, Golden, Manifest
 from rexthinker_edge.runtime.strict_json import to_json
 from rexthinker_edge.runtime.tokens import TextTokenizer
 from rexthinker_edge.runtime.vision import VisionGeometry
@@ -210,7 +202,7 @@ def _decoder(work: _Work, length: int) -> DecoderGeometry:
         if work.options.embeddings is EmbeddingPrecision.KEPT:
             return made
         table = work.checkpoint.tensor("model.embed_tokens.weight", (text.vocab, text.hidden))
-        stored = write_embeddings(table, work.partial / bundles.EMBEDDINGS, work.options.embeddings)
+        stored = write_embeddings(table, work.partial / manifests.EMBEDDINGS, work.options.embeddings)
         return replace(made, embedding_dtype=stored)
 
     depends = {
@@ -218,7 +210,9 @@ def _decoder(work: _Work, length: int) -> DecoderGeometry:
         "embeddings": work.options.embeddings,
         "calibration": _calibration_options(work.options),
     }  # fmt: skip
-    return work.journal.part("decoder", DecoderGeometry, (bundles.DECODER, bundles.EMBEDDINGS), depends, make)
+    return work.journal.part(
+        "decoder", DecoderGeometry, (manifests.DECODER, manifests.EMBEDDINGS), depends, make
+    )
 
 
 def _calibration_options(options: ExportOptions) -> dict[str, Any] | None:
@@ -254,7 +248,7 @@ def _calibration(work: _Work, length: int) -> CalibrationCard | None:
             shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(exist_ok=True)
         prompt, _ = read_settings(work.vlm_dir)
-        vision = (work.partial / bundles.VISION, _vision(work))
+        vision = (work.partial / manifests.VISION, _vision(work))
         tokenizer = work.vlm_dir / "tokenizer.json"
         return calibrate(
             work.checkpoint, work.config.text, prompt, vision, tokenizer, recipe, options, scratch, length
@@ -274,12 +268,12 @@ def _scratch(work: _Work) -> Path:
 def _detector(work: _Work) -> DetectorGeometry:
     def make() -> DetectorGeometry:
         int8 = detector_layers(work.detector_dir, work.options.detector)
-        made = write_detector(work.detector_dir, work.partial / bundles.DETECTOR, int8=int8)
-        shutil.copyfile(work.vlm_dir / "tokenizer.json", work.partial / bundles.TOKENIZER)
-        shutil.copyfile(work.detector_dir / "tokenizer.json", work.partial / bundles.DETECTOR_TOKENIZER)
+        made = write_detector(work.detector_dir, work.partial / manifests.DETECTOR, int8=int8)
+        shutil.copyfile(work.vlm_dir / "tokenizer.json", work.partial / manifests.TOKENIZER)
+        shutil.copyfile(work.detector_dir / "tokenizer.json", work.partial / manifests.DETECTOR_TOKENIZER)
         return made
 
-    owns = (bundles.DETECTOR, bundles.DETECTOR_TEXT, bundles.TOKENIZER, bundles.DETECTOR_TOKENIZER)
+    owns = (manifests.DETECTOR, manifests.DETECTOR_TEXT, manifests.TOKENIZER, manifests.DETECTOR_TOKENIZER)
     depends = {"precision": work.options.detector}
     return work.journal.part("detector", DetectorGeometry, owns, depends, make)
 
@@ -292,10 +286,10 @@ def _drafts(work: _Work, vocab: int, end_id: int) -> Learnt | None:
 
     def make() -> Learnt:
         encode = TextTokenizer(work.vlm_dir / "tokenizer.json").encode_plain
-        return write_table(work.partial / bundles.DRAFT, source, count, encode, vocab, end_id)
+        return write_table(work.partial / manifests.DRAFT, source, count, encode, vocab, end_id)
 
     depends = {"traces": source, "count": count}
-    return work.journal.part("drafts", Learnt, (bundles.DRAFT,), depends, make)
+    return work.journal.part("drafts", Learnt, (manifests.DRAFT,), depends, make)
 
 
 def _vision(work: _Work) -> VisionGeometry:
@@ -307,7 +301,7 @@ def _vision(work: _Work) -> VisionGeometry:
         return made
 
     depends = {"pixels": work.max_pixels, "precision": work.options.vision}
-    return work.journal.part("vision", VisionGeometry, (bundles.VISION,), depends, make)
+    return work.journal.part("vision", VisionGeometry, (manifests.VISION,), depends, make)
 
 
 def _golden(work: _Work, manifest: Manifest) -> GoldenAnswers:
@@ -418,7 +412,7 @@ def described(
     if detector_int8:
         detector = f"int8 per channel in {detector_int8} linear layers, else {detector}"
     tower = kept if vision == "fp32" else "int8 per channel in all linear layers, activations int8 by rows"
-    return {bundles.DETECTOR: detector, bundles.VISION: tower, bundles.DECODER: words}
+    return {manifests.DETECTOR: detector, manifests.VISION: tower, manifests.DECODER: words}
 
 
 def describe_json(manifest: Manifest) -> str:

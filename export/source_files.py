@@ -5,7 +5,7 @@ Layout    `rexthinker.json` (ours): {system, wording, min_pixels, max_pixels, ma
           published Rex-Thinker's prompt is meant, and the caller must name the licence.
 Contract  An unknown or missing key is an error. The tokenizer must know the special tokens under the ids that
           the configuration names: a foreign tokenizer would give confident nonsense.
-Elsewhere the configuration: config.py; the manifest these go into: runtime/bundle.py.
+Elsewhere the configuration: config.py; the manifest these go into: runtime/manifest.py.
 """
 
 import json
@@ -16,8 +16,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from rexthinker_edge.export.config import ModelConfig
-from rexthinker_edge.runtime.bundle import ModelCard, PromptSettings, TokenIds
 from rexthinker_edge.runtime.errors import CheckpointError, OptionError
+from rexthinker_edge.runtime.manifest import ModelCard, PromptSettings, TokenIds
 from rexthinker_edge.runtime.prompt import IMAGE_PAD, SYSTEM, VISION_END, VISION_START, Wording
 from rexthinker_edge.runtime.strict_json import StrictJsonError, parse, to_dataclass
 

@@ -26,7 +26,7 @@ from rexthinker_edge.export.standard_graph import StandardGraph
 from rexthinker_edge.export.standard_operators import standardise
 from rexthinker_edge.export.tensorrt_profiles import Profile, detector_profiles, symbols, vision_profiles
 from rexthinker_edge.export.tensorrt_support import PARSER_VERSION, problems
-from rexthinker_edge.runtime import bundle as bundles
+from rexthinker_edge.runtime import manifest as manifests
 from rexthinker_edge.runtime.bundle import Bundle
 from rexthinker_edge.runtime.engine import import_tensorrt
 from rexthinker_edge.runtime.engine_card import (
@@ -69,7 +69,7 @@ class Part:
     yes for the tower, trained in bfloat16; no for the detector, whose float32 layers are the precise ones."""
 
 
-PARTS = (Part(bundles.VISION, VISION, tf32=True), Part(bundles.DETECTOR, DETECTOR, tf32=False))
+PARTS = (Part(manifests.VISION, VISION, tf32=True), Part(manifests.DETECTOR, DETECTOR, tf32=False))
 
 
 def build_engines(
@@ -117,7 +117,7 @@ def prepare(opened: Bundle, part: Part, precision: str) -> tuple[StandardGraph, 
             f"{found[0]}. Export the bundle with this version."
         )
     manifest, inputs = opened.manifest, symbols(skeleton)
-    if part.graph == bundles.VISION:
+    if part.graph == manifests.VISION:
         return graph, vision_profiles(manifest.vision, manifest.prompt, inputs)
     return graph, detector_profiles(manifest.detector, inputs)
 

@@ -17,11 +17,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from rexthinker_edge.runtime.bundle import PromptSettings
 from rexthinker_edge.runtime.detector import DetectorGeometry
 from rexthinker_edge.runtime.detector_tables import make_tables
 from rexthinker_edge.runtime.engine_card import InputRange
 from rexthinker_edge.runtime.errors import ConfigError
+from rexthinker_edge.runtime.manifest import PromptSettings
 from rexthinker_edge.runtime.qwen_pixels import MAX_ASPECT
 from rexthinker_edge.runtime.vision import VisionGeometry
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rexthinker_edge.runtime.answer import Status
-    from rexthinker_edge.runtime.bundle import Bundle, Manifest, open_bundle
+    from rexthinker_edge.runtime.bundle import Bundle, open_bundle
     from rexthinker_edge.runtime.draw import draw_result
     from rexthinker_edge.runtime.errors import (
         BoxError,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from rexthinker_edge.runtime.explain import Explanation
     from rexthinker_edge.runtime.grounded import GroundedThought, Reference, read_grounded, write_grounded
+    from rexthinker_edge.runtime.manifest import Manifest
     from rexthinker_edge.runtime.result import (
         Abstention,
         BundleInfo,
@@ -93,11 +94,12 @@ __all__ = [
 
 _HOMES = {
     "answer": ("Status",),
-    "bundle": ("Bundle", "Manifest", "open_bundle"),
+    "bundle": ("Bundle", "open_bundle"),
     "draw": ("draw_result",),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
     "explain": ("Explanation",),
     "grounded": ("GroundedThought", "Reference", "read_grounded", "write_grounded"),
+    "manifest": ("Manifest",),
     "result": (
         "Abstention", "BundleInfo", "Candidate", "CandidateVerdict", "CandidatesEvent", "DecidedEvent",
         "ImageInfo", "Milliseconds", "Result", "ResultEvent", "Step", "TextEvent", "Tokens",

@@ -11,7 +11,7 @@ Source    docs/cuda.md
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rexthinker_edge.runtime import bundle as bundles
+from rexthinker_edge.runtime import manifest as manifests
 from rexthinker_edge.runtime.bundle import Bundle
 from rexthinker_edge.runtime.cuda_decoder import CudaDecoder
 from rexthinker_edge.runtime.embeddings import Embeddings
@@ -30,19 +30,19 @@ class CudaParts:
 
     def decoder(self, embeddings: Embeddings) -> CudaDecoder:
         """The decoder, without branches."""
-        graph = self._read(bundles.DECODER)
+        graph = self._read(manifests.DECODER)
         half_decoder(graph)
         geometry = replace(self.opened.manifest.decoder, branches=False)
-        session = self._session(bundles.DECODER, graph, capture=True)
+        session = self._session(manifests.DECODER, graph, capture=True)
         return CudaDecoder(session, embeddings, geometry, self.placement)
 
     def vision(self) -> Any:
         """A session of the vision tower."""
-        graph = self._read(bundles.VISION)
+        graph = self._read(manifests.VISION)
         half_vision(graph)
-        return self._session(bundles.VISION, graph)
+        return self._session(manifests.VISION, graph)
 
-    def detector(self, name: str = bundles.DETECTOR) -> Any:
+    def detector(self, name: str = manifests.DETECTOR) -> Any:
         """A session of one of the detector's graphs."""
         graph = self._read(name)
         whole_integers(graph)
@@ -51,7 +51,9 @@ class CudaParts:
 
     def text(self) -> Any:
         """A session of the detector's text branch; None where the bundle has none."""
-        return None if self.opened.manifest.detector.tables is None else self.detector(bundles.DETECTOR_TEXT)
+        return (
+            None if self.opened.manifest.detector.tables is None else self.detector(manifests.DETECTOR_TEXT)
+        )
 
     def _read(self, name: str) -> GraphFile:
         return read_graph(self.opened.file(name))

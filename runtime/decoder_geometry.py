@@ -1,7 +1,7 @@
 """The decoder's sizes, as the manifest carries them.
 
-Elsewhere the manifest: bundle.py; whether a graph agrees: session_check.py; who allocates by it: kv_cache.py,
-          embeddings.py; the other graphs' sizes: vision.py, detector.py.
+Elsewhere the manifest: manifest.py; whether a graph agrees: session_check.py; who allocates by it:
+          kv_cache.py, embeddings.py; the other graphs' sizes: vision.py, detector.py.
 """
 
 from dataclasses import dataclass

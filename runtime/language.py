@@ -5,9 +5,9 @@ Elsewhere who opens it: thinker.py; who uses it: looking.py, asking.py, answerin
 
 from dataclasses import dataclass
 
-from rexthinker_edge.runtime.bundle import PromptSettings, TokenIds
 from rexthinker_edge.runtime.decoder import Decoder
 from rexthinker_edge.runtime.draft import Drafting
+from rexthinker_edge.runtime.manifest import PromptSettings, TokenIds
 from rexthinker_edge.runtime.result import BundleInfo
 from rexthinker_edge.runtime.risk import RiskCard
 from rexthinker_edge.runtime.tokens import TextTokenizer

@@ -2,7 +2,7 @@
 
 Contract  The limits are far above any model of this kind and far below what hurts. A number that passes may
           still differ from its graph: the runtime compares shapes when it opens that.
-Elsewhere the manifest: bundle.py; the graphs: graph_check.py.
+Elsewhere the manifest: manifest.py; the graphs: graph_check.py.
 Source    docs/bundle.md#limits
 """
 

@@ -12,7 +12,7 @@ Source    docs/sources.md#roofline
 import math
 from dataclasses import dataclass
 
-from rexthinker_edge.runtime import bundle as bundles
+from rexthinker_edge.runtime import manifest as manifests
 from rexthinker_edge.runtime.bundle import Bundle
 from rexthinker_edge.runtime.tiny_onnx import Contents, read_contents
 
@@ -117,17 +117,17 @@ def bundle_sizes(opened: Bundle) -> ModelSizes:
     """
     shape, files = opened.manifest.decoder, opened.manifest.files
     # What a pass reads is told by the weights' shapes: files may store float32 numbers in half the bytes.
-    graphs = [bundles.DECODER, bundles.VISION, bundles.DETECTOR]
+    graphs = [manifests.DECODER, manifests.VISION, manifests.DETECTOR]
     contents = {name: read_contents(opened.file(name)) for name in graphs}
-    if bundles.DETECTOR_TEXT in files:  # one detector, in two graphs
-        contents[bundles.DETECTOR] = _both(
-            contents[bundles.DETECTOR], read_contents(opened.file(bundles.DETECTOR_TEXT))
+    if manifests.DETECTOR_TEXT in files:  # one detector, in two graphs
+        contents[manifests.DETECTOR] = _both(
+            contents[manifests.DETECTOR], read_contents(opened.file(manifests.DETECTOR_TEXT))
         )
-    intermediate = _rows(contents[bundles.DECODER], "model.layers.0.mlp.gate_proj")
+    intermediate = _rows(contents[manifests.DECODER], "model.layers.0.mlp.gate_proj")
     kv_width = shape.kv_heads * shape.head_dim
     a_layer = shape.hidden * (2 * shape.hidden + 2 * kv_width + 3 * intermediate)
     weights = shape.layers * a_layer + shape.vocab * shape.hidden
-    vision = contents[bundles.VISION]
+    vision = contents[manifests.VISION]
     blocks = {name.split(".")[2] for name in vision.weights if name.startswith("visual.blocks.")}
 
     def part(name: str, counted: float) -> Part:
@@ -135,10 +135,10 @@ def bundle_sizes(opened: Bundle) -> ModelSizes:
 
     return ModelSizes(
         name=opened.manifest.name,
-        decoder=part(bundles.DECODER, weights),
-        vision=part(bundles.VISION, _matrices(vision)),
-        detector=part(bundles.DETECTOR, _matrices(contents[bundles.DETECTOR])),
-        embedding_bytes=files[bundles.EMBEDDINGS].bytes,
+        decoder=part(manifests.DECODER, weights),
+        vision=part(manifests.VISION, _matrices(vision)),
+        detector=part(manifests.DETECTOR, _matrices(contents[manifests.DETECTOR])),
+        embedding_bytes=files[manifests.EMBEDDINGS].bytes,
         layers=shape.layers, hidden=shape.hidden, kv_width=kv_width, intermediate=intermediate,
         vocab=shape.vocab, vision_layers=len(blocks),
         vision_hidden=_rows(vision, "visual.blocks.0.attn.proj"),

@@ -25,18 +25,19 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from rexthinker_edge.runtime import bundle as bundles
-from rexthinker_edge.runtime.bundle import ALWAYS_HASHED_BYTES, Bundle, FileEntry, file_sha256, flush
+from rexthinker_edge.runtime import manifest as manifests
+from rexthinker_edge.runtime.bundle import ALWAYS_HASHED_BYTES, Bundle, file_sha256, flush
 from rexthinker_edge.runtime.errors import DeviceError
+from rexthinker_edge.runtime.manifest import FileEntry
 from rexthinker_edge.runtime.opening import REFUSALS, refusal
 from rexthinker_edge.runtime.strict_json import StrictJsonError, parse, to_dataclass, to_json
 
 CARD, CARD_FORMAT = "card.json", 1
 MAX_CARD_BYTES = 100_000
-GRAPHS = (bundles.DETECTOR, bundles.DETECTOR_TEXT, bundles.VISION, bundles.DECODER)
+GRAPHS = (manifests.DETECTOR, manifests.DETECTOR_TEXT, manifests.VISION, manifests.DECODER)
 # Of these the packed weights are written too. The detector's are not: ONNX Runtime 1.31.1 crashes (SIGSEGV)
 # when it runs what it has written of them (docs/negative-results.md).
-PACKED = (bundles.VISION, bundles.DECODER)
+PACKED = (manifests.VISION, manifests.DECODER)
 SMALL_BYTES = 1024  # weights below stay inside the graph
 GROWTH = 3.0  # what is written, at most, per byte of the bundle's: packed weights stand beside plain ones
 

@@ -4,7 +4,7 @@ Layout    A manifest may carry cards, one for each dataset and way of asking; sh
 Contract  A card names the bundle it was measured on, by its digest without what was measured of it; a bundle
           with another's card is refused. A report of `evaluate --report` becomes a card only of the bundle
           that was asked.
-Elsewhere the figures: benchmarks/figures.py; the manifest: bundle.py; cards about risk: risk.py.
+Elsewhere the figures: benchmarks/figures.py; the manifest: manifest.py; cards about risk: risk.py.
 Source    docs/bundle.md#quality
 """
 

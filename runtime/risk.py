@@ -7,7 +7,7 @@ Contract  `threshold` gives the laxest threshold whose bound is within the risk 
           above it are given, all others are not. What was promised holds for questions like those of the
           calibration, answered by the very bundle the card names; a card of another bundle is refused.
           Nothing is promised where nothing was measured: no card, or no bound low enough, is an error.
-Elsewhere making cards: calibration/risk.py; confidence: confidence.py; the manifest: bundle.py.
+Elsewhere making cards: calibration/risk.py; confidence: confidence.py; the manifest: manifest.py.
 Source    docs/sources.md#risk
 """
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rexthinker_edge.runtime.bundle import Bundle, Golden
+from rexthinker_edge.runtime.bundle import Bundle
+from rexthinker_edge.runtime.manifest import Golden
 from rexthinker_edge.runtime.thinker import Thinker
 
 BOX_PX = 0.5

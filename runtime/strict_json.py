@@ -3,7 +3,7 @@
 Contract  A type hint is the schema: int, float, bool, str, StrEnum, tuple, dict[str, T], T | None, dataclass.
           An unknown, missing or twice written key, a value of another type, NaN and infinity are refused;
           the message names the place, as in `decoder.layers`.
-Elsewhere the manifest that is read this way: bundle.py.
+Elsewhere the manifest that is read this way: manifest.py.
 """
 
 import dataclasses

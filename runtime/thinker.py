@@ -19,7 +19,7 @@ from typing import Any
 import onnxruntime as ort
 from numpy.typing import ArrayLike
 
-from rexthinker_edge.runtime import bundle as bundles
+from rexthinker_edge.runtime import manifest as manifests
 from rexthinker_edge.runtime.asking import check_deadline
 from rexthinker_edge.runtime.bundle import Bundle, open_bundle
 from rexthinker_edge.runtime.cuda_parts import CudaParts
@@ -206,7 +206,7 @@ def open_parts(
     """
     manifest = opened.manifest
     _check_graphs(opened)
-    embeddings = Embeddings(opened.file(bundles.EMBEDDINGS), manifest.decoder)
+    embeddings = Embeddings(opened.file(manifests.EMBEDDINGS), manifest.decoder)
     placement = read_device(device)
     gpu = _gpu(opened, placement, options)
     ready = find(opened, prepared) if placement.kind == "cpu" else None
@@ -222,25 +222,25 @@ def open_parts(
         return open_engine(opened, graph) if placement.kind == "tensorrt" else None
 
     def decoder() -> Decoder:
-        with _opening(opened, bundles.DECODER) as path:
-            place, how = graph(bundles.DECODER)
+        with _opening(opened, manifests.DECODER) as path:
+            place, how = graph(manifests.DECODER)
             made = gpu.decoder(embeddings) if gpu else Decoder(place, embeddings, manifest.decoder, how)
         check_decoder(made.session, manifest.decoder, path)
         return made
 
     def vision() -> VisionTower:
-        with _opening(opened, bundles.VISION) as path:
-            session = gpu.vision() if gpu else engine(bundles.VISION)
-            place, how = graph(bundles.VISION)
+        with _opening(opened, manifests.VISION) as path:
+            session = gpu.vision() if gpu else engine(manifests.VISION)
+            place, how = graph(manifests.VISION)
             made = VisionTower(place, manifest.vision, how, session=session)
         check_vision(made.session, manifest.vision, manifest.decoder.hidden, path)
         return made
 
     def detector() -> Detector:
-        with _opening(opened, bundles.DETECTOR):
-            tokens = opened.file(bundles.DETECTOR_TOKENIZER)
-            session, text = (gpu.detector(), gpu.text()) if gpu else (engine(bundles.DETECTOR), None)
-            place, how = graph(bundles.DETECTOR)
+        with _opening(opened, manifests.DETECTOR):
+            tokens = opened.file(manifests.DETECTOR_TOKENIZER)
+            session, text = (gpu.detector(), gpu.text()) if gpu else (engine(manifests.DETECTOR), None)
+            place, how = graph(manifests.DETECTOR)
             return Detector(place, tokens, manifest.detector, how, session, text)
 
     with ThreadPoolExecutor(3) as pool:
@@ -274,10 +274,10 @@ def _check_graphs(opened: Bundle) -> None:
 
 def _tokenizer(opened: Bundle) -> TextTokenizer:
     """The language model's tokenizer; BundleError where it has tokens that the model has not."""
-    tokenizer, vocabulary = TextTokenizer(opened.file(bundles.TOKENIZER)), opened.manifest.decoder.vocab
+    tokenizer, vocabulary = TextTokenizer(opened.file(manifests.TOKENIZER)), opened.manifest.decoder.vocab
     if tokenizer.largest_id >= vocabulary:
         raise BundleError(
-            f"{opened.path.name}/{bundles.TOKENIZER}: token {tokenizer.largest_id:,}, the model has "
+            f"{opened.path.name}/{manifests.TOKENIZER}: token {tokenizer.largest_id:,}, the model has "
             f"{vocabulary:,}. Copy the bundle again, or export it again."
         )
     return tokenizer
@@ -285,9 +285,9 @@ def _tokenizer(opened: Bundle) -> TextTokenizer:
 
 def draft_table(opened: Bundle) -> Table | None:
     """The bundle's draft table, where it has one."""
-    if bundles.DRAFT not in opened.manifest.files:
+    if manifests.DRAFT not in opened.manifest.files:
         return None
-    return Table(opened.file(bundles.DRAFT), opened.manifest.decoder.vocab)
+    return Table(opened.file(manifests.DRAFT), opened.manifest.decoder.vocab)
 
 
 @contextmanager

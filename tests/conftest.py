@@ -11,6 +11,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from rexthinker_edge.runtime import bundle as bundles
+from rexthinker_edge.runtime import manifest as manifests
 from rexthinker_edge.runtime import thinker as thinkers
 from rexthinker_edge.runtime.deadline import NEVER
 from rexthinker_edge.runtime.decoder_geometry import DecoderGeometry
@@ -50,14 +51,14 @@ def write_tokenizer(path: Path) -> None:
     tokenizer.save(str(path))
 
 
-def make_manifest(max_length: int = 2000) -> bundles.Manifest:
+def make_manifest(max_length: int = 2000) -> manifests.Manifest:
     """A manifest without files, of a model one number wide."""
-    return bundles.Manifest(
+    return manifests.Manifest(
         format_version=1,
         name="stand-in",
-        model=bundles.ModelCard("Stand-in", "tests", "1", "Apache-2.0", "None."),
-        prompt=bundles.PromptSettings(SYSTEM, Wording.DETECT, 16 * 784, 400 * 784, 900),
-        tokens=bundles.TokenIds(
+        model=manifests.ModelCard("Stand-in", "tests", "1", "Apache-2.0", "None."),
+        prompt=manifests.PromptSettings(SYSTEM, Wording.DETECT, 16 * 784, 400 * 784, 900),
+        tokens=manifests.TokenIds(
             image_pad=SPECIALS.index("<|image_pad|>"), eos=(SPECIALS.index("<|im_end|>"),)
         ),
         vision=VisionGeometry(patch=14, temporal_patch=2, merge=2, window=112, hidden=1, max_patches=10_000),
@@ -71,13 +72,13 @@ def make_manifest(max_length: int = 2000) -> bundles.Manifest:
     )
 
 
-def write_bundle(directory: Path, manifest: bundles.Manifest | None = None) -> Path:
+def write_bundle(directory: Path, manifest: manifests.Manifest | None = None) -> Path:
     """A sealed bundle with stand-in files."""
     directory.mkdir(parents=True, exist_ok=True)
-    for name in bundles.REQUIRED:
+    for name in manifests.REQUIRED:
         (directory / name).write_bytes(f"stand-in for {name}".encode())
-    (directory / bundles.EMBEDDINGS).write_bytes(bytes(4 * VOCABULARY))
-    write_tokenizer(directory / bundles.TOKENIZER)
+    (directory / manifests.EMBEDDINGS).write_bytes(bytes(4 * VOCABULARY))
+    write_tokenizer(directory / manifests.TOKENIZER)
     bundles.seal(directory, manifest or make_manifest())
     return directory
 
@@ -243,7 +244,7 @@ def make_world(tmp_path, monkeypatch):
         manifest = make_manifest(max_length)
         manifest = replace(manifest, prompt=replace(manifest.prompt, **prompt))
         directory = write_bundle(tmp_path / "bundles" / "stand-in", manifest)
-        tokenizer = TextTokenizer(directory / bundles.TOKENIZER)
+        tokenizer = TextTokenizer(directory / manifests.TOKENIZER)
         decoder = FakeDecoder(tokenizer, manifest.decoder, script)
         vision, detector = FakeVision(), FakeDetector()
 

@@ -161,8 +161,8 @@ def export(
 
 def _note_quality(bundle: str, reports: tuple[Path, ...]) -> None:
     """Put reports of `evaluate` into the manifest of a finished bundle."""
-    from rexthinker_edge.runtime.bundle import write_quality  # noqa: PLC0415
     from rexthinker_edge.runtime.errors import OptionError  # noqa: PLC0415
+    from rexthinker_edge.runtime.measured_cards import write_quality  # noqa: PLC0415
     from rexthinker_edge.runtime.strict_json import StrictJsonError, parse  # noqa: PLC0415
 
     if not is_bundle(bundle):

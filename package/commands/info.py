@@ -1,6 +1,6 @@
 """`rexthinker-edge info`: what a bundle is, from its manifest.
 
-Elsewhere whether it is intact: verify.py; the manifest: runtime/bundle.py.
+Elsewhere whether it is intact: verify.py; the manifest: runtime/manifest.py.
 """
 
 import json

@@ -27,7 +27,8 @@ def store_risk(bundle: Path, finished: "Finished") -> dict[str, Any]:
     """
     from rexthinker_edge.benchmarks.distributions import answer_pairs  # noqa: PLC0415
     from rexthinker_edge.calibration.risk import make_card  # noqa: PLC0415
-    from rexthinker_edge.runtime.bundle import open_bundle, riskless_digest, write_risk  # noqa: PLC0415
+    from rexthinker_edge.runtime.bundle import open_bundle  # noqa: PLC0415
+    from rexthinker_edge.runtime.measured_cards import riskless_digest, write_risk  # noqa: PLC0415
     from rexthinker_edge.runtime.strict_json import to_json  # noqa: PLC0415
 
     ran, stands = finished.header["subject"].get("digest"), open_bundle(bundle).digest

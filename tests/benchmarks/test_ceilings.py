@@ -22,7 +22,7 @@ from rexthinker_edge.benchmarks.work import (
     profile_work,
     vision_work,
 )
-from rexthinker_edge.runtime import bundle as bundles
+from rexthinker_edge.runtime import manifest as manifests
 from rexthinker_edge.runtime.bundle import open_bundle
 from rexthinker_edge.runtime.decoder import Decoder
 from rexthinker_edge.runtime.embeddings import Embeddings
@@ -149,9 +149,9 @@ def test_the_vision_tower_is_counted_as_its_formula_says(small):
 def test_a_decoder_pass_is_counted_as_the_profiler_counts_it(small):
     """Products of matrices, exactly; attention is GroupQueryAttention's and stated by formula alone."""
     work, manifest = decoder_work(small), small.manifest
-    embeddings = Embeddings(small.file(bundles.EMBEDDINGS), manifest.decoder)
-    decoder = Decoder(small.file(bundles.DECODER), embeddings, manifest.decoder)
-    counted = Counted(small.file(bundles.DECODER), 1)
+    embeddings = Embeddings(small.file(manifests.EMBEDDINGS), manifest.decoder)
+    decoder = Decoder(small.file(manifests.DECODER), embeddings, manifest.decoder)
+    counted = Counted(small.file(manifests.DECODER), 1)
     decoder.session = counted.session
     decoder.run(decoder.embed([5] * 11), text_positions(0, 11), decoder.new_cache(64))
     attention = 4 * manifest.decoder.layers * manifest.decoder.hidden * sum(range(1, 12))

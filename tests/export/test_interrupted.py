@@ -8,8 +8,8 @@ import pytest
 
 from rexthinker_edge.export import pipeline
 from rexthinker_edge.export.journal import Journal, difference, held
-from rexthinker_edge.runtime.bundle import FileEntry
 from rexthinker_edge.runtime.errors import BundleError, OptionError
+from rexthinker_edge.runtime.manifest import FileEntry
 
 SCRIPT = Path(__file__).parents[1] / "slow" / "kill_export.py"
 KILLS = 3

@@ -17,9 +17,10 @@ from rexthinker_edge.export.pipeline import ExportOptions, check_checkpoint, exp
 from rexthinker_edge.export.quantize import Precision
 from rexthinker_edge.export.source_files import PUBLISHED_PROMPT, end_tokens, read_settings
 from rexthinker_edge.runtime import thinker as thinkers
-from rexthinker_edge.runtime.bundle import ModelCard, open_bundle
+from rexthinker_edge.runtime.bundle import open_bundle
 from rexthinker_edge.runtime.detector import DetectorGeometry
 from rexthinker_edge.runtime.errors import BundleError, CheckpointError, ConfigError, OptionError
+from rexthinker_edge.runtime.manifest import ModelCard
 from tests.conftest import SPECIALS, FakeDetector, write_tokenizer
 
 from .conftest import make_model

@@ -13,8 +13,9 @@ from rexthinker_edge.benchmarks.runs import Finished
 from rexthinker_edge.cli import run
 from rexthinker_edge.commands.evaluate import evaluate
 from rexthinker_edge.commands.risk_card import store_risk
-from rexthinker_edge.runtime.bundle import open_bundle, riskless_digest, write_risk
+from rexthinker_edge.runtime.bundle import open_bundle
 from rexthinker_edge.runtime.errors import DataError, OptionError
+from rexthinker_edge.runtime.measured_cards import riskless_digest, write_risk
 from rexthinker_edge.runtime.risk import SCORE, RiskCard, RiskStep, upper_bound
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from rexthinker_edge.runtime import bundle as bundles
+from rexthinker_edge.runtime import manifest as manifests
 from rexthinker_edge.runtime.bundle import open_bundle, seal, staged
 from rexthinker_edge.runtime.errors import BundleError
 from rexthinker_edge.runtime.strict_json import to_json
@@ -37,7 +38,7 @@ def test_opened(directory):
     opened = open_bundle(directory, hashes=True)
     assert opened.manifest.name == "stand-in"
     assert opened.file("vision.onnx") == directory / "vision.onnx"
-    assert set(opened.manifest.files) == set(bundles.REQUIRED)
+    assert set(opened.manifest.files) == set(manifests.REQUIRED)
     entry = opened.manifest.files["decoder.onnx"]
     assert entry.sha256 == hashlib.sha256(b"stand-in for decoder.onnx").hexdigest()
     assert to_json(opened.manifest) == json.loads((directory / "manifest.json").read_text())

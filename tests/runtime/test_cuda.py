@@ -22,6 +22,7 @@ from rexthinker_edge.export.quantize import IntegerRecipe
 from rexthinker_edge.kernels.int8_linear import ChannelWeight, dequantize_channels, lower_int8_linear
 from rexthinker_edge.runtime import bundle as bundles
 from rexthinker_edge.runtime import cuda_parts, providers, thinker
+from rexthinker_edge.runtime import manifest as manifests
 from rexthinker_edge.runtime.cuda_decoder import CAPACITY_STEP, CAPTURED, SPARE, CudaDecoder
 from rexthinker_edge.runtime.decoder import Decoder
 from rexthinker_edge.runtime.embeddings import Embeddings
@@ -37,7 +38,7 @@ from rexthinker_edge.runtime.tiny_onnx import TinyGraph
 
 HOST = Placement("cpu")  # buffers in the host's memory
 SMALL = small_bundle()
-GRAPHS = (bundles.DECODER, bundles.VISION, bundles.DETECTOR, bundles.DETECTOR_TEXT)
+GRAPHS = (manifests.DECODER, manifests.VISION, manifests.DETECTOR, manifests.DETECTOR_TEXT)
 # float16 keeps 11 bits: a rounding is off by 2^-12 at most, and a layer has about a dozen in a row. Twelve of
 # them in each of six layers, all in one direction, make 72 * 2^-12 = 1.8 % of the largest value.
 HALF = 72 * 2.0**-12
@@ -53,7 +54,7 @@ def host_session(model, folder):
 
 def on_host(folder, geometry, embeddings):
     """The decoder in `folder` as the GPU would run it."""
-    graph = read_graph(folder / bundles.DECODER)
+    graph = read_graph(folder / manifests.DECODER)
     half_decoder(graph)
     session = host_session(graph.serialise(), folder)
     return CudaDecoder(session, embeddings, replace(geometry, branches=False), HOST)
@@ -62,14 +63,14 @@ def on_host(folder, geometry, embeddings):
 def as_bundled(folder, geometry, embeddings):
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    return Decoder(folder / bundles.DECODER, embeddings, geometry, options)
+    return Decoder(folder / manifests.DECODER, embeddings, geometry, options)
 
 
 @pytest.fixture(scope="module")
 def pair():
     """The bundled decoder, as it is and as the GPU would run it."""
     geometry = bundles.open_bundle(SMALL).manifest.decoder
-    embeddings = Embeddings(SMALL / bundles.EMBEDDINGS, geometry)
+    embeddings = Embeddings(SMALL / manifests.EMBEDDINGS, geometry)
     return as_bundled(SMALL, geometry, embeddings), on_host(SMALL, geometry, embeddings)
 
 
@@ -105,7 +106,7 @@ def test_a_graph_that_is_none_is_refused(tmp_path):
 
 
 def test_the_decoder_becomes_float16_and_keeps_its_weights():
-    graph = read_graph(SMALL / bundles.DECODER)
+    graph = read_graph(SMALL / manifests.DECODER)
     weights = {name: weight.fields for name, weight in graph.weights.items()}
     half_decoder(graph)
     assert {name: weight.fields for name, weight in graph.weights.items()} == weights
@@ -272,7 +273,7 @@ def test_integer_weights_of_a_decoder_serve_float16_too(tmp_path):
     (tmp_path / "m.safetensors").rename(tmp_path / "model.safetensors")
     recipe = IntegerRecipe(bits=4, block=32, accuracy_level=0)
     geometry = write_decoder(Checkpoint(tmp_path), CONFIG, tmp_path, 128, recipe)
-    embeddings = Embeddings(tmp_path / bundles.EMBEDDINGS, geometry)
+    embeddings = Embeddings(tmp_path / manifests.EMBEDDINGS, geometry)
     plain, half = (make(tmp_path, geometry, embeddings) for make in (as_bundled, on_host))
     ids = [i % 96 for i in IDS[:12]]
     found = [
@@ -280,14 +281,14 @@ def test_integer_weights_of_a_decoder_serve_float16_too(tmp_path):
         for decoder in (plain, half)
     ]
     assert off(found[1], found[0]) < HALF
-    graph = read_graph(tmp_path / bundles.DECODER)
+    graph = read_graph(tmp_path / manifests.DECODER)
     half_decoder(graph)
     levels = {node.whole("accuracy_level") for node in graph.nodes if node.op == "MatMulNBits"}
     assert levels == {0}
 
 
 def test_the_vision_tower_halves_products_and_nothing_delicate():
-    graph = read_graph(SMALL / bundles.VISION)
+    graph = read_graph(SMALL / manifests.VISION)
     before = Counter(node.op for node in graph.nodes)
     stored = {node.outputs[0]: node.inputs[0] for node in graph.nodes if node.op == "Cast"}
     half_vision(graph)
@@ -311,7 +312,7 @@ def test_the_vision_tower_sees_the_same_in_float16():
     volume = tower.session.get_inputs()[0].shape[1]
     seen = VisionInput(rng.standard_normal((96, volume)).astype(np.float32), (1, 8, 12), (168, 112))
     expected = tower.encode(seen)
-    graph = read_graph(SMALL / bundles.VISION)
+    graph = read_graph(SMALL / manifests.VISION)
     half_vision(graph)
     tower.session = host_session(graph.serialise(), SMALL)
     assert 0 < off(tower.encode(seen), expected) < HALF
@@ -350,7 +351,7 @@ def test_integer_products_become_whole_ones():
 def test_every_operator_of_the_bundle_has_a_cuda_kernel(name):
     graph = read_graph(SMALL / name)
     whole(graph)
-    check_kernels(graph, name, "float32" if name != bundles.DECODER else "float16")
+    check_kernels(graph, name, "float32" if name != manifests.DECODER else "float16")
 
 
 def test_the_table_of_kernels_is_what_the_provider_has():
@@ -505,7 +506,7 @@ def test_a_bundle_loaded_for_the_gpu_answers(monkeypatch):
     loaded = load(SMALL, device="cuda:1", threads=1)
     gpu = Placement("cuda", 1)
     assert asked[0] == gpu
-    assert sorted(asked[1:]) == sorted((name, gpu, name == bundles.DECODER) for name in GRAPHS)
+    assert sorted(asked[1:]) == sorted((name, gpu, name == manifests.DECODER) for name in GRAPHS)
     assert loaded.describe()["device"] == "cuda:1"
     picture = np.full((112, 140, 3), 200, np.uint8)
     picture[20:60, 20:60] = (250, 20, 20)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rexthinker_edge.cli import run
-from rexthinker_edge.runtime import bundle as bundles
+from rexthinker_edge.runtime import manifest as manifests
 from rexthinker_edge.runtime import prepared
 from rexthinker_edge.runtime.bundle import open_bundle
 from rexthinker_edge.runtime.errors import DeviceError
@@ -64,7 +64,7 @@ def test_the_bundle_is_left_as_it_was_and_the_card_says_what_it_is(packed):
     assert (card["format_version"], card["digest"]) == (1, opened.digest)
     assert set(card["machine"]) == {"processor", "system", "onnxruntime"}
     assert {f"{name}.data" for name in GRAPHS} <= set(card["files"])
-    assert made.graph(bundles.DECODER) == made.directory / bundles.DECODER
+    assert made.graph(manifests.DECODER) == made.directory / manifests.DECODER
     assert made.graph("other.onnx") is None
 
 
@@ -76,15 +76,15 @@ def test_another_machine_is_told_and_not_used(packed, monkeypatch, part):
     found = find(opened, root)
     assert len(found.differences) == 1
     assert "here is another" in found.differences[0]
-    assert found.graph(bundles.DECODER) is None
+    assert found.graph(manifests.DECODER) is None
 
 
 def test_damage_is_found_and_repaired(copy):
     opened, root, place = copy
-    data = place / f"{bundles.DECODER}.data"
+    data = place / f"{manifests.DECODER}.data"
     data.write_bytes(data.read_bytes()[:-1])
     assert find(opened, root).differences == (f"{data.name} is not as it was written",)
-    graph = place / bundles.VISION
+    graph = place / manifests.VISION
     data.write_bytes(data.read_bytes() + b"\0")
     graph.write_bytes(graph.read_bytes()[:-1] + b"\7")
     assert find(opened, root).differences == (f"{graph.name} is not as it was written",)

@@ -6,8 +6,9 @@ from copy import deepcopy
 import pytest
 
 from rexthinker_edge.cli import run
-from rexthinker_edge.runtime.bundle import open_bundle, riskless_digest, write_quality
+from rexthinker_edge.runtime.bundle import open_bundle
 from rexthinker_edge.runtime.errors import BundleError, OptionError
+from rexthinker_edge.runtime.measured_cards import riskless_digest, write_quality
 from rexthinker_edge.runtime.strict_json import to_json
 
 STATUSES = {"found": 60, "absent": 30, "no_candidates": 0, "malformed": 4, "truncated": 3, "timeout": 2,

@@ -11,8 +11,10 @@ from rexthinker_edge.calibration.risk import make_card, thresholds
 from rexthinker_edge.runtime import risk as risks
 from rexthinker_edge.runtime import thinker as thinkers
 from rexthinker_edge.runtime.answer import Status
-from rexthinker_edge.runtime.bundle import MANIFEST, open_bundle, riskless_digest, write_risk
+from rexthinker_edge.runtime.bundle import open_bundle
 from rexthinker_edge.runtime.errors import BundleError, DataError, OptionError
+from rexthinker_edge.runtime.manifest import MANIFEST
+from rexthinker_edge.runtime.measured_cards import riskless_digest, write_risk
 from rexthinker_edge.runtime.result import DecidedEvent, ResultEvent
 from rexthinker_edge.runtime.risk import RiskCard, RiskStep, threshold, unfit_card, upper_bound
 
