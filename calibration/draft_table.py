@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rexthinker_edge.calibration.humanref_cot import PAIR, REJECTION_PAIR, CotPair
+from rexthinker_edge.calibration.cot_pair import PAIR, REJECTION_PAIR, CotPair
 from rexthinker_edge.calibration.workbench.items import item_trace, make_item
 from rexthinker_edge.runtime.draft_table import TableArrays
 from rexthinker_edge.runtime.errors import DataError, OptionError

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rexthinker_edge.calibration.cot_pair import PAIR
 from rexthinker_edge.calibration.dataset import Example, find_picture, picture_size, usable_box
 from rexthinker_edge.calibration.humanref import write_humanref
-from rexthinker_edge.calibration.humanref_cot import PAIR, write_humanref_cot
+from rexthinker_edge.calibration.humanref_cot import write_humanref_cot
 from rexthinker_edge.calibration.openers import open_dataset
 from rexthinker_edge.calibration.records import Problem, Record
 from rexthinker_edge.runtime.errors import DataError, OptionError

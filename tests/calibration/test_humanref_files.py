@@ -11,8 +11,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from rexthinker_edge.calibration.cot_pair import PAIR, REJECTION_PAIR, CotPair
 from rexthinker_edge.calibration.humanref import box_rle, read_humanref, write_humanref
-from rexthinker_edge.calibration.humanref_cot import PAIR, REJECTION_PAIR, CotPair, write_humanref_cot
+from rexthinker_edge.calibration.humanref_cot import write_humanref_cot
 from rexthinker_edge.calibration.records import Problem, Record
 from rexthinker_edge.runtime.errors import DataError
 

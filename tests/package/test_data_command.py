@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from rexthinker_edge.calibration.humanref_cot import REJECTION_PAIR, CotPair
+from rexthinker_edge.calibration.cot_pair import REJECTION_PAIR, CotPair
 from rexthinker_edge.calibration.workbench.items import make_item
 from rexthinker_edge.commands.data import data
 from rexthinker_edge.runtime.errors import DataError

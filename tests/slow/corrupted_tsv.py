@@ -21,7 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rexthinker_edge.calibration.humanref_cot import PAIR, REJECTION_PAIR, write_humanref_cot
+from rexthinker_edge.calibration.cot_pair import PAIR, REJECTION_PAIR
+from rexthinker_edge.calibration.humanref_cot import write_humanref_cot
 from rexthinker_edge.calibration.openers import open_dataset
 from rexthinker_edge.calibration.records import Problem, Record
 from rexthinker_edge.calibration.workbench.items import item_record, make_item
