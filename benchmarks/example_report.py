@@ -20,7 +20,8 @@ from rexthinker_edge.benchmarks.report import compared, write_report
 from rexthinker_edge.benchmarks.trials import Trial, hold
 from rexthinker_edge.calibration.openers import open_dataset
 from rexthinker_edge.export.calibrate import CalibrationOptions
-from rexthinker_edge.export.pipeline import ExportOptions, export_bundle
+from rexthinker_edge.export.options import ExportOptions
+from rexthinker_edge.export.pipeline import export_bundle
 from rexthinker_edge.export.quantize import Precision
 
 CHECKPOINTS = Path("checkpoints/small")

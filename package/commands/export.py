@@ -2,7 +2,7 @@
 
 Contract  Writes nothing at the target before everything has succeeded. Progress goes to standard error, and
           only where that is a terminal; one JSON line about the result goes to standard output.
-Elsewhere what happens: export/pipeline.py.
+Elsewhere what happens: export/pipeline.py; what the options mean: export/options.py.
 """
 
 import tempfile
@@ -194,8 +194,9 @@ def _bundle(checkpoint: str, detector: str, out_dir: Path, dry_run: bool, chosen
     from rexthinker_edge.export.calibrate import take_options  # noqa: PLC0415
     from rexthinker_edge.export.embeddings import EmbeddingPrecision  # noqa: PLC0415
     from rexthinker_edge.export.hub import DETECTOR_FILES, LANGUAGE_FILES, locate  # noqa: PLC0415
+    from rexthinker_edge.export.options import ExportOptions  # noqa: PLC0415
     from rexthinker_edge.export.packed_checkpoint import PackedFormat  # noqa: PLC0415
-    from rexthinker_edge.export.pipeline import ExportOptions, describe_json, export_bundle  # noqa: PLC0415
+    from rexthinker_edge.export.pipeline import describe_json, export_bundle  # noqa: PLC0415
     from rexthinker_edge.export.quantize import Precision  # noqa: PLC0415
 
     notice: Path | None = chosen.pop("notice")

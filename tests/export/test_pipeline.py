@@ -12,8 +12,9 @@ from rexthinker_edge.calibration.sources import choose_calibration
 from rexthinker_edge.commands.data import data
 from rexthinker_edge.commands.export import export
 from rexthinker_edge.commands.info import info
-from rexthinker_edge.export import golden, pipeline
-from rexthinker_edge.export.pipeline import ExportOptions, check_checkpoint, export_bundle
+from rexthinker_edge.export import golden, parts, pipeline
+from rexthinker_edge.export.options import ExportOptions
+from rexthinker_edge.export.pipeline import check_checkpoint, export_bundle
 from rexthinker_edge.export.quantize import Precision
 from rexthinker_edge.export.source_files import PUBLISHED_PROMPT, end_tokens, read_settings
 from rexthinker_edge.runtime import thinker as thinkers
@@ -64,7 +65,7 @@ def detector(tmp_path, monkeypatch):
         out.write_bytes(onnx.helper.make_model(graph).SerializeToString())
         return GEOMETRY
 
-    monkeypatch.setattr(pipeline, "write_detector", write_detector)
+    monkeypatch.setattr(parts, "write_detector", write_detector)
     for module in (thinkers, golden):
         monkeypatch.setattr(module, "Detector", lambda *_, **__: FakeDetector())
     monkeypatch.setattr(pipeline, "read_geometry", lambda _: GEOMETRY)
@@ -111,7 +112,7 @@ def test_a_failure_leaves_what_stood_there(vlm, detector, tmp_path, monkeypatch)
 
     with pytest.raises(BundleError, match="exists already"):
         export_bundle(vlm, detector, out, ExportOptions())
-    monkeypatch.setattr(pipeline, "write_detector", broken)
+    monkeypatch.setattr(parts, "write_detector", broken)
     with pytest.raises(CheckpointError, match="broken"):
         export_bundle(vlm, detector, out, ExportOptions(overwrite=True))
     with pytest.raises(CheckpointError, match="broken"):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from rexthinker_edge.export.pipeline import ExportOptions, export_bundle
+from rexthinker_edge.export.options import ExportOptions
+from rexthinker_edge.export.pipeline import export_bundle
 from rexthinker_edge.export.quantize import Precision
 from rexthinker_edge.runtime.answer import Status
 from rexthinker_edge.runtime.thinker import load

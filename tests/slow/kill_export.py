@@ -22,9 +22,10 @@ import traceback
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from rexthinker_edge.export import pipeline
+from rexthinker_edge.export import parts, pipeline
 from rexthinker_edge.export.embeddings import EmbeddingPrecision
-from rexthinker_edge.export.pipeline import ExportOptions, export_bundle
+from rexthinker_edge.export.options import ExportOptions
+from rexthinker_edge.export.pipeline import export_bundle
 from rexthinker_edge.export.quantize import Precision
 from rexthinker_edge.runtime.bundle import open_bundle
 from rexthinker_edge.runtime.detector import DetectorGeometry
@@ -82,7 +83,7 @@ def copy_detector(folder: Path) -> None:
                 shutil.copyfile(bundle.file(name), out.parent / name)
         return bundle.manifest.detector
 
-    pipeline.write_detector = write_detector
+    parts.write_detector = write_detector
     pipeline.read_geometry = lambda _: bundle.manifest.detector
 
 
