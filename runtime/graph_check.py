@@ -6,7 +6,7 @@ Contract  Refused: a file that is no ONNX model, an operator of a domain other t
           own, functions, training information, weights outside the bundle's listed files or beyond their
           end, weights at a memory address, and external data with keys that are not in the list below.
           What passes may still be nonsense: ONNX Runtime then refuses it by itself.
-Elsewhere the bundle's own files: bundle.py; opening graphs: thinker.py.
+Elsewhere the bundle's own files: bundle.py; opening graphs: parts.py.
 Source    docs/bundle.md#graphs
 """
 

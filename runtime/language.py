@@ -1,6 +1,6 @@
 """The side of a bundle that reads and writes words: what all scenes of a thinker share.
 
-Elsewhere who opens it: thinker.py; who uses it: looking.py, asking.py, answering.py.
+Elsewhere who opens it: parts.py; who uses it: looking.py, asking.py, answering.py.
 """
 
 from dataclasses import dataclass

@@ -5,7 +5,7 @@ Layout    picture ─ detector ─ candidates ─┐
 Contract  With cores enough the detector and the vision tower run at the same time; the outcome is the same.
           A deadline that comes while the detector works leaves a scene that answers TIMEOUT; one that comes
           later leaves a scene that goes on with what is missing when it is asked.
-Elsewhere asking: scene.py; keeping: prefix_tree.py; the parts: detector.py, vision.py, decoder.py.
+Elsewhere asking: scene.py; keeping: prefix_tree.py; the models: parts.py.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,9 @@ from numpy.typing import ArrayLike, NDArray
 from rexthinker_edge.runtime.asking import ROOM
 from rexthinker_edge.runtime.boxes import check_boxes, to_resized_px
 from rexthinker_edge.runtime.deadline import Deadline, DeadlinePassed, monotonic_ms
-from rexthinker_edge.runtime.detector import Detector
 from rexthinker_edge.runtime.errors import BoxError
 from rexthinker_edge.runtime.image import Picture
-from rexthinker_edge.runtime.language import Language
+from rexthinker_edge.runtime.parts import Parts
 from rexthinker_edge.runtime.prefix_tree import PrefixTree
 from rexthinker_edge.runtime.prompt import prefix
 from rexthinker_edge.runtime.prompt_path import PromptPath, prompt_path, seen_picture
@@ -34,15 +33,6 @@ from rexthinker_edge.runtime.sight import Sight
 from rexthinker_edge.runtime.vision import VisionTower
 
 Detected = tuple[ArrayLike, Sequence[float] | NDArray[np.floating[Any]] | None]
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The models of a bundle, opened."""
-
-    detector: Detector
-    vision: VisionTower
-    language: Language
 
 
 class _Encoder:

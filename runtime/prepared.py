@@ -8,7 +8,7 @@ Layout    `~/.cache/rexthinker-edge/prepared/NAME-DIGEST/`: a graph with its dat
 Contract  A prepared graph answers bit for bit as the bundle's. It belongs to one bundle, one processor and
           one version of ONNX Runtime; where any differs it is not used, `differences` names what, and
           `prepare` makes it again. Written beside its place and renamed into it.
-Elsewhere the verb: package/commands/prepare.py; who opens it: thinker.py; what it wins: docs/full-size.md.
+Elsewhere the verb: package/commands/prepare.py; who opens it: parts.py; what it wins: docs/full-size.md.
 Source    docs/full-size.md#prepare
 """
 

@@ -14,7 +14,8 @@ import numpy as np
 import onnxruntime as ort
 
 from rexthinker_edge.runtime.bundle import open_bundle
-from rexthinker_edge.runtime.thinker import Thinker, open_parts
+from rexthinker_edge.runtime.parts import open_parts
+from rexthinker_edge.runtime.thinker import Thinker
 
 BOXES = [[10, 10, 60, 60], [70, 40, 130, 100]]
 TOKENS = 4

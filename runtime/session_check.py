@@ -1,7 +1,7 @@
 """Compares an opened graph with the geometry its manifest states, before either allocates anything.
 
 Contract  Compared are names, ranks and every side that the runtime relies on; a free dimension fits all.
-Elsewhere the geometries: decoder_geometry.py, vision.py; opening: thinker.py.
+Elsewhere the geometries: decoder_geometry.py, vision.py; opening: parts.py.
 """
 
 from collections.abc import Mapping

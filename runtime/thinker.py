@@ -3,15 +3,12 @@
 Contract  Everything up to the cut of the prompt is computed once per `look`, and not even that where it is
           kept from before. What was asked for is run or refused, never replaced: an unknown or absent device
           is an error.
-Elsewhere looking: looking.py; asking: scene.py; keeping: prefix_tree.py; opening files: bundle.py.
+Elsewhere looking: looking.py; asking: scene.py; keeping: prefix_tree.py; opening: bundle.py, parts.py.
 Source    docs/sources.md#thinker
 """
 
 import dataclasses
 import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,37 +16,22 @@ from typing import Any
 import onnxruntime as ort
 from numpy.typing import ArrayLike
 
-from rexthinker_edge.runtime import manifest as manifests
 from rexthinker_edge.runtime.asking import check_deadline
 from rexthinker_edge.runtime.bundle import Bundle, open_bundle
-from rexthinker_edge.runtime.cuda_parts import CudaParts
 from rexthinker_edge.runtime.deadline import Deadline, monotonic_ms
-from rexthinker_edge.runtime.decoder import Decoder
-from rexthinker_edge.runtime.detector import Detector
-from rexthinker_edge.runtime.draft import Drafting
-from rexthinker_edge.runtime.draft_table import Table
-from rexthinker_edge.runtime.embeddings import Embeddings
-from rexthinker_edge.runtime.engine import open_engine
-from rexthinker_edge.runtime.errors import BundleError, OptionError
-from rexthinker_edge.runtime.graph_check import check_graph
+from rexthinker_edge.runtime.errors import OptionError
 from rexthinker_edge.runtime.image import Source, read_picture
 from rexthinker_edge.runtime.kept_rows import STORAGES
 from rexthinker_edge.runtime.kept_scene import restore_scene
-from rexthinker_edge.runtime.language import Language
-from rexthinker_edge.runtime.looking import Looker, Parts
-from rexthinker_edge.runtime.opening import REFUSALS, refusal, start_packing
+from rexthinker_edge.runtime.looking import Looker
+from rexthinker_edge.runtime.parts import Parts, open_parts
 from rexthinker_edge.runtime.prefix_tree import PrefixTree
-from rexthinker_edge.runtime.prepared import find, plain_options
-from rexthinker_edge.runtime.providers import Placement, read_device, require_cuda
+from rexthinker_edge.runtime.prepared import find
+from rexthinker_edge.runtime.providers import read_device
 from rexthinker_edge.runtime.qwen_pixels import PixelLimits
-from rexthinker_edge.runtime.result import BundleInfo
 from rexthinker_edge.runtime.risk import threshold
 from rexthinker_edge.runtime.scene import Scene
-from rexthinker_edge.runtime.session_check import check_decoder, check_vision
-from rexthinker_edge.runtime.tokens import TextTokenizer, check_text
-from rexthinker_edge.runtime.vision import VisionTower
-
-__all__ = ["Parts", "Thinker", "load", "open_parts", "small_bundle"]
+from rexthinker_edge.runtime.tokens import check_text
 
 MEMORY_BYTES = 1 << 30  # six pictures of a megapixel at 7B
 AT_ONCE_THREADS = 4  # below, detector and vision tower would only take each other's cores
@@ -189,115 +171,6 @@ def load(
 def small_bundle() -> Path:
     """The directory of the model that comes with the package."""
     return Path(str(resources.files("rexthinker_edge"))) / "bundles" / "small"
-
-
-def open_parts(
-    opened: Bundle, options: ort.SessionOptions, device: str = "cpu", prepared: Path | None = None
-) -> Parts:
-    """Open the three graphs, at the same time, the embeddings and the tokenizers of a bundle.
-
-    Args:
-        prepared: where prepared graphs lie; None for the usual place.
-
-    Raises:
-        DeviceError: the device is a GPU that cannot be had, or cannot run a graph of this bundle.
-        DeviceError, MissingExtraError: the device is "tensorrt" and its engines cannot run here.
-        BundleError: ONNX Runtime cannot open a graph, or a tokenizer or the embeddings are not as described.
-    """
-    manifest = opened.manifest
-    _check_graphs(opened)
-    embeddings = Embeddings(opened.file(manifests.EMBEDDINGS), manifest.decoder)
-    placement = read_device(device)
-    gpu = _gpu(opened, placement, options)
-    ready = find(opened, prepared) if placement.kind == "cpu" else None
-
-    def graph(name: str) -> tuple[Path, ort.SessionOptions]:
-        """Where a graph lies, and how it is opened."""
-        path = None if ready is None else ready.graph(name)
-        if path is None:
-            return opened.file(name), options
-        return path, plain_options(options.intra_op_num_threads)
-
-    def engine(graph: str) -> Any:
-        return open_engine(opened, graph) if placement.kind == "tensorrt" else None
-
-    def decoder() -> Decoder:
-        with _opening(opened, manifests.DECODER) as path:
-            place, how = graph(manifests.DECODER)
-            made = gpu.decoder(embeddings) if gpu else Decoder(place, embeddings, manifest.decoder, how)
-        check_decoder(made.session, manifest.decoder, path)
-        return made
-
-    def vision() -> VisionTower:
-        with _opening(opened, manifests.VISION) as path:
-            session = gpu.vision() if gpu else engine(manifests.VISION)
-            place, how = graph(manifests.VISION)
-            made = VisionTower(place, manifest.vision, how, session=session)
-        check_vision(made.session, manifest.vision, manifest.decoder.hidden, path)
-        return made
-
-    def detector() -> Detector:
-        with _opening(opened, manifests.DETECTOR):
-            tokens = opened.file(manifests.DETECTOR_TOKENIZER)
-            session, text = (gpu.detector(), gpu.text()) if gpu else (engine(manifests.DETECTOR), None)
-            place, how = graph(manifests.DETECTOR)
-            return Detector(place, tokens, manifest.detector, how, session, text)
-
-    with ThreadPoolExecutor(3) as pool:
-        opening = pool.submit(decoder), pool.submit(vision), pool.submit(detector)
-        tokenizer = _tokenizer(opened)
-        info = BundleInfo(manifest.name, opened.digest)
-        drafting = Drafting(draft_table(opened))
-        prompt, tokens, risk = manifest.prompt, manifest.tokens, manifest.risk
-        language = Language(tokenizer, opening[0].result(), prompt, tokens, info, drafting, risk)
-        parts = Parts(opening[2].result(), opening[1].result(), language)
-    for session in (parts.vision.session, parts.language.decoder.session):
-        start_packing(session)  # only now: it would take the cores from what must be there at once
-    return parts
-
-
-def _gpu(opened: Bundle, placement: Placement, options: ort.SessionOptions) -> CudaParts | None:
-    """What opens graphs on the GPU that was asked for; None where another device was."""
-    if placement.kind != "cuda":
-        return None
-    require_cuda(placement)
-    return CudaParts(opened, placement, options.intra_op_num_threads)
-
-
-def _check_graphs(opened: Bundle) -> None:
-    """BundleError where a graph reaches outside the bundle; ONNX Runtime has read none of them yet."""
-    sizes = {name: entry.bytes for name, entry in opened.manifest.files.items()}
-    for name in sorted(sizes):
-        if name.endswith(".onnx"):
-            check_graph(opened.file(name), sizes)
-
-
-def _tokenizer(opened: Bundle) -> TextTokenizer:
-    """The language model's tokenizer; BundleError where it has tokens that the model has not."""
-    tokenizer, vocabulary = TextTokenizer(opened.file(manifests.TOKENIZER)), opened.manifest.decoder.vocab
-    if tokenizer.largest_id >= vocabulary:
-        raise BundleError(
-            f"{opened.path.name}/{manifests.TOKENIZER}: token {tokenizer.largest_id:,}, the model has "
-            f"{vocabulary:,}. Copy the bundle again, or export it again."
-        )
-    return tokenizer
-
-
-def draft_table(opened: Bundle) -> Table | None:
-    """The bundle's draft table, where it has one."""
-    if manifests.DRAFT not in opened.manifest.files:
-        return None
-    return Table(opened.file(manifests.DRAFT), opened.manifest.decoder.vocab)
-
-
-@contextmanager
-def _opening(opened: Bundle, name: str) -> Iterator[Path]:
-    """The path of a graph; what ONNX Runtime says against it becomes a BundleError."""
-    path = opened.file(name)
-    try:
-        yield path
-    except REFUSALS as error:
-        raise refusal(path, error) from error
 
 
 def _check_memory(memory_bytes: int, idle_kv: str) -> None:

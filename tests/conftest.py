@@ -17,6 +17,7 @@ from rexthinker_edge.runtime.deadline import NEVER
 from rexthinker_edge.runtime.decoder_geometry import DecoderGeometry
 from rexthinker_edge.runtime.detector import DetectorGeometry
 from rexthinker_edge.runtime.language import Language
+from rexthinker_edge.runtime.parts import Parts
 from rexthinker_edge.runtime.positions import mrope_positions
 from rexthinker_edge.runtime.prompt import SYSTEM, Wording
 from rexthinker_edge.runtime.result import BundleInfo
@@ -252,7 +253,7 @@ def make_world(tmp_path, monkeypatch):
             info = BundleInfo(opened.manifest.name, opened.digest)
             prompt, tokens = opened.manifest.prompt, opened.manifest.tokens
             language = Language(tokenizer, decoder, prompt, tokens, info, risk=opened.manifest.risk)
-            return thinkers.Parts(detector, vision, language)
+            return Parts(detector, vision, language)
 
         monkeypatch.setattr(thinkers, "open_parts", open_parts)
         monkeypatch.setattr(thinkers, "small_bundle", lambda: directory)

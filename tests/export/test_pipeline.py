@@ -17,6 +17,7 @@ from rexthinker_edge.export.options import ExportOptions
 from rexthinker_edge.export.pipeline import check_checkpoint, export_bundle
 from rexthinker_edge.export.quantize import Precision
 from rexthinker_edge.export.source_files import PUBLISHED_PROMPT, end_tokens, read_settings
+from rexthinker_edge.runtime import parts as opened_parts
 from rexthinker_edge.runtime import thinker as thinkers
 from rexthinker_edge.runtime.bundle import open_bundle
 from rexthinker_edge.runtime.detector import DetectorGeometry
@@ -66,7 +67,7 @@ def detector(tmp_path, monkeypatch):
         return GEOMETRY
 
     monkeypatch.setattr(parts, "write_detector", write_detector)
-    for module in (thinkers, golden):
+    for module in (opened_parts, golden):
         monkeypatch.setattr(module, "Detector", lambda *_, **__: FakeDetector())
     monkeypatch.setattr(pipeline, "read_geometry", lambda _: GEOMETRY)
     return directory

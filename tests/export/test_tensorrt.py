@@ -27,8 +27,9 @@ from rexthinker_edge.runtime.bundle import open_bundle
 from rexthinker_edge.runtime.dino_pixels import dino_size
 from rexthinker_edge.runtime.engine_card import Machine, engines_directory
 from rexthinker_edge.runtime.errors import ConfigError, DeviceError, MissingExtraError, OptionError
+from rexthinker_edge.runtime.parts import open_parts
 from rexthinker_edge.runtime.qwen_pixels import smart_resize
-from rexthinker_edge.runtime.thinker import load, open_parts, small_bundle
+from rexthinker_edge.runtime.thinker import load, small_bundle
 from rexthinker_edge.runtime.vision import attention_windows, patch_positions
 
 HERE = Machine("Test GPU", "8.7", "540.4", "10.3.0")

@@ -21,7 +21,7 @@ from rexthinker_edge.export.decoder_graph import write_decoder
 from rexthinker_edge.export.quantize import IntegerRecipe
 from rexthinker_edge.kernels.int8_linear import ChannelWeight, dequantize_channels, lower_int8_linear
 from rexthinker_edge.runtime import bundle as bundles
-from rexthinker_edge.runtime import cuda_parts, providers, thinker
+from rexthinker_edge.runtime import cuda_parts, parts, providers
 from rexthinker_edge.runtime import manifest as manifests
 from rexthinker_edge.runtime.cuda_decoder import CAPACITY_STEP, CAPTURED, SPARE, CudaDecoder
 from rexthinker_edge.runtime.decoder import Decoder
@@ -500,7 +500,7 @@ def test_a_bundle_loaded_for_the_gpu_answers(monkeypatch):
         asked.append((path.name, placement, capture))
         return host_session(model, path.parent)
 
-    monkeypatch.setattr(thinker, "require_cuda", asked.append)
+    monkeypatch.setattr(parts, "require_cuda", asked.append)
     monkeypatch.setattr(cuda_parts, "cuda_session", stand_in)
     monkeypatch.setattr(Placement, "memory", "cpu")
     loaded = load(SMALL, device="cuda:1", threads=1)
