@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rexthinker_edge.export import pipeline
+from rexthinker_edge.export import parts, pipeline
 from rexthinker_edge.export.journal import Journal, difference, held
 from rexthinker_edge.runtime.errors import BundleError, OptionError
 from rexthinker_edge.runtime.manifest import FileEntry
@@ -18,8 +18,8 @@ KILLS = 3
 @pytest.fixture
 def script(monkeypatch):
     """The script as a module; what it puts in the pipeline's place is put back."""
-    for name in ("write_detector", "read_geometry"):
-        monkeypatch.setattr(pipeline, name, getattr(pipeline, name))
+    for module, name in ((parts, "write_detector"), (pipeline, "read_geometry")):
+        monkeypatch.setattr(module, name, getattr(module, name))
     spec = importlib.util.spec_from_file_location("kill_export", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
