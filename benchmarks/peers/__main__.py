@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rexthinker_edge.benchmarks.peers import models
+from rexthinker_edge.benchmarks.peers.genai_model import genai
 from rexthinker_edge.benchmarks.peers.host import Entry, Host
 from rexthinker_edge.benchmarks.peers.measure import Alternation
 from rexthinker_edge.benchmarks.peers.report import OURS, result
@@ -113,7 +114,7 @@ class Maker:
         if tokenizer is None:
             raise OptionError(f"{name}: its files need a tokenizer. Give --tokenizer.")
         if name == "onnxruntime-genai":
-            path = models.genai(self.place, shape, tokenizer, python, sys.executable)
+            path = genai(self.place, shape, tokenizer, python, sys.executable)
             return Entry(name, "peer_onnxruntime_genai.py", python, common | {"path": str(path)})
         path = models.openvino(self.place, shape, tokenizer, python)
         chosen = {"path": str(path), "prompt_lookup": name.endswith("lookup")}

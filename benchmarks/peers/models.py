@@ -1,11 +1,10 @@
 """Files of random weights in one shape, in every form that a peer reads. Made once and kept.
 
-Layout    WORK/SHAPE-LAYERS/: `rexthinker/` (decoder.onnx, its data, embeddings.bin, draft.bin), `model.gguf`,
-          `checkpoint/` (Hugging Face, bfloat16), `onnxruntime-genai/` and `openvino/`, which those projects'
-          own tools make of it.
+Layout    WORK/SHAPE-LAYERS/: `rexthinker-head4/` (decoder.onnx, its data, embeddings.bin, draft.bin),
+          `model.gguf`, `onnxruntime-genai/` and `openvino/`, which those projects' own tools make.
 Contract  A directory or file is made beside its place and renamed, so what stands there is whole. Matrices
           have the same shapes everywhere; their numbers differ, which no time depends on.
-Elsewhere shapes: shape.py; who opens them: the adapters.
+Elsewhere shapes: shape.py; who opens them: the adapters; onnxruntime-genai's: genai_model.py.
 """
 
 import json
@@ -15,7 +14,6 @@ import zlib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +33,6 @@ from rexthinker_edge.runtime.tokens import TextTokenizer
 BLOCK_VALUES = (1 << 22) + 3  # odd, so that rows of a power-of-two width are not equal
 TRACES = 500  # that the draft table is learnt from
 END_OF_TURN = "<|im_end|>"
-GPTQ_GROUP = 128
 
 
 class RandomCheckpoint(Checkpoint):
@@ -119,98 +116,6 @@ def gguf(place: Path, shape: Shape, tokenizer: Path | None) -> Path:
     return made(place / name, lambda out: write_gguf(out, shape, tokenizer))
 
 
-def checkpoint(place: Path, shape: Shape, tokenizer: Path) -> Path:
-    """A Hugging Face checkpoint of Qwen2 (the same layers without a vision tower), GPTQ integers inside.
-
-    Groups of 128, symmetric, output layer included: what onnxruntime-genai's builder packs as it is, without
-    holding the model in float32.
-    """
-
-    def make(out: Path) -> None:
-        from safetensors.numpy import save_file  # noqa: PLC0415
-
-        out.mkdir()
-        config: dict[str, Any] = {
-            "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu",
-            "hidden_size": shape.hidden, "num_hidden_layers": shape.layers,
-            "num_attention_heads": shape.heads,
-            "num_key_value_heads": shape.kv_heads, "intermediate_size": shape.intermediate,
-            "vocab_size": shape.vocab, "rms_norm_eps": shape.rms_norm_eps, "rope_theta": shape.rope_theta,
-            "max_position_embeddings": shape.max_length, "tie_word_embeddings": False,
-            "dtype": "float16", "bos_token_id": shape.vocab - 1, "eos_token_id": shape.vocab - 1,
-            "quantization_config": {
-                "bits": 4, "group_size": GPTQ_GROUP, "desc_act": False, "sym": True, "quant_method": "gptq",
-                "checkpoint_format": "gptq", "lm_head": True,
-            },
-        }  # fmt: skip
-        (out / "config.json").write_text(json.dumps(config), "utf-8")
-        save_file(packed_tensors(shape), out / "model.safetensors", {"format": "pt"})
-        shutil.copyfile(tokenizer, out / "tokenizer.json")
-        kind = {"tokenizer_class": "PreTrainedTokenizerFast"}
-        (out / "tokenizer_config.json").write_text(json.dumps(kind), "utf-8")
-
-    return made(place / "checkpoint", make)
-
-
-def packed_tensors(shape: Shape) -> dict[str, NDArray[Any]]:
-    """Every tensor by its published name, linear layers as GPTQ stores them."""
-    rng = np.random.default_rng(0)
-    hidden, wide, kv_width = shape.hidden, shape.intermediate, shape.kv_width
-    found: dict[str, NDArray[Any]] = {
-        "model.embed_tokens.weight": np.resize(
-            (rng.standard_normal(BLOCK_VALUES, np.float32) * 0.02).astype(np.float16), (shape.vocab, hidden)
-        ),
-        "model.norm.weight": np.ones(hidden, np.float16),
-    }
-    layers: dict[str, tuple[int, int]] = {"lm_head": (shape.vocab, hidden)}
-    for layer in range(shape.layers):
-        name = f"model.layers.{layer}"
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            found[f"{name}.{norm}.weight"] = np.ones(hidden, np.float16)
-        for part, rows in (("q", hidden), ("k", kv_width), ("v", kv_width)):
-            layers[f"{name}.self_attn.{part}_proj"] = (rows, hidden)
-            found[f"{name}.self_attn.{part}_proj.bias"] = np.full(rows, 0.01, np.float16)
-        layers[f"{name}.self_attn.o_proj"] = (hidden, hidden)
-        layers |= {f"{name}.mlp.gate_proj": (wide, hidden), f"{name}.mlp.up_proj": (wide, hidden)}
-        layers[f"{name}.mlp.down_proj"] = (hidden, wide)
-    for name, (rows, columns) in layers.items():
-        groups = columns // GPTQ_GROUP
-        codes = np.frombuffer(rng.bytes(rows * columns // 2), np.int32)
-        found[f"{name}.qweight"] = codes.reshape(columns // 8, rows)
-        found[f"{name}.qzeros"] = np.full((groups, rows // 8), 0x77777777, np.int32)  # 8, stored less one
-        scale = columns**-0.5 / np.sqrt((4**4 - 1) / 12)
-        found[f"{name}.scales"] = (scale * rng.uniform(0.9, 1.1, (groups, rows))).astype(np.float16)
-        found[f"{name}.g_idx"] = (np.arange(columns) // GPTQ_GROUP).astype(np.int32)
-    return found
-
-
-def genai(place: Path, shape: Shape, tokenizer: Path, python: str, builder_python: str) -> Path:
-    """onnxruntime-genai's own builder on that checkpoint, int4 with accuracy level 4.
-
-    Args:
-        python: the interpreter that has the package, whose builder is taken.
-        builder_python: one that has torch and transformers, which the builder needs.
-
-    Raises:
-        OptionError: the package is not there, or its builder failed; its last words are told.
-    """
-    found = _ran([python, "-c", _FIND_BUILDER], "onnxruntime-genai")
-    source = checkpoint(place, shape, tokenizer)
-
-    def make(out: Path) -> None:
-        command = [
-            builder_python, found.strip(), "-i", str(source), "-o", str(out), "-p", "int4", "-e", "cpu",
-            "-c", str(place / "builder-cache"), "--extra_options", "accuracy_level=4",
-        ]  # fmt: skip
-        _ran(command, "onnxruntime-genai's builder")
-
-    return made(place / "onnxruntime-genai", make)
-
-
-_FIND_BUILDER = (
-    "import importlib.util as u, pathlib as p;"
-    "print(p.Path(u.find_spec('onnxruntime_genai').origin).parent / 'models' / 'builder.py')"
-)
 _CONVERT = "import sys, openvino_genai as g;g.LLMPipeline(sys.argv[1], 'CPU', enable_save_ov_model=True)"
 
 
@@ -225,13 +130,13 @@ def openvino(place: Path, shape: Shape, tokenizer: Path, python: str) -> Path:
     def make(out: Path) -> None:
         out.mkdir()
         (out / source.name).hardlink_to(source)
-        _ran([python, "-c", _CONVERT, str(out / source.name)], "OpenVINO GenAI's GGUF reader")
+        ran([python, "-c", _CONVERT, str(out / source.name)], "OpenVINO GenAI's GGUF reader")
         (out / source.name).unlink()
 
     return made(place / "openvino", make)
 
 
-def _ran(command: list[str], name: str) -> str:
+def ran(command: list[str], name: str) -> str:
     """Standard output of a command, or an OptionError with its last words."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -68,7 +68,7 @@ class Peer:
 
     def run(self, step: str, way: str) -> int:
         """The step; returns how many units were done."""
-        work, steps = self.work, 0
+        work, steps, self.detail = self.work, 0, {}
         if step == "prefill":
             self.cold += 1
             self._ask([self.cold, *work["prefix"][1:]], 1)
