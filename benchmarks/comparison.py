@@ -97,12 +97,13 @@ def compare(subjects: Sequence[Subjected]) -> dict[str, Any]:
     reference = subjects[0]
     return {
         "schema": SCHEMA,
-        "subjects": [_told(subject) for subject in subjects],
+        "subjects": [told_of(subject) for subject in subjects],
         "pairs": [compare_pair(reference, subject) for subject in subjects[1:]],
     }
 
 
-def _told(subject: Subjected) -> dict[str, Any]:
+def told_of(subject: Subjected) -> dict[str, Any]:
+    """One subject's own figures."""
     whole = report(subject.items)
     generated = sum(item.tokens.get("generated", 0) for item in subject.items)
     spent = sum(item.ms.get("generate", 0.0) for item in subject.items)

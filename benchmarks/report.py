@@ -17,6 +17,7 @@ from rexthinker_edge.benchmarks.comparison import Subjected, compare
 from rexthinker_edge.benchmarks.comparison_text import markdown
 from rexthinker_edge.benchmarks.gate import Gate
 from rexthinker_edge.benchmarks.machine import machine_card
+from rexthinker_edge.benchmarks.report_alone import wrong_gallery
 from rexthinker_edge.benchmarks.report_gallery import gallery
 from rexthinker_edge.benchmarks.report_page import page
 from rexthinker_edge.benchmarks.trials import Trial
@@ -74,7 +75,8 @@ def write_report(path: Path, report: dict[str, Any], dataset: Dataset) -> None:
     if ending == ".json":
         text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
     else:
-        text = markdown(report) if ending == ".md" else page(report, gallery(report, dataset))
+        drawn = gallery if report["pairs"] else wrong_gallery
+        text = markdown(report) if ending == ".md" else page(report, drawn(report, dataset))
     partial = path.with_name(f".{path.name}.partial")
     try:
         partial.write_text(text, encoding="utf-8")

@@ -5,6 +5,7 @@ Contract  Pictures longer than `LONGEST_PX` are reduced, boxes with them, so tha
 Elsewhere which items: comparison.py; drawing: runtime/evidence_page.py; the page: report_page.py.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +24,11 @@ LONGEST_PX = 560
 
 @dataclass(frozen=True)
 class Flip:
-    """One item, as the reference and as the subject saw it."""
+    """One item, as the reference and as the subject saw it; of one subject alone, as that one did."""
 
     heading: str
     told: str
-    sides: tuple[Evidence, Evidence]
+    sides: tuple[Evidence, ...]
 
 
 def gallery(report: dict[str, Any], dataset: Dataset, most: int = FLIPS) -> list[tuple[str, list[Flip]]]:
@@ -35,12 +36,14 @@ def gallery(report: dict[str, Any], dataset: Dataset, most: int = FLIPS) -> list
     found = []
     for pair in report["pairs"]:
         flips = [item for item in pair["worst"] if item["flip"]]
-        shown = (_flip(item, pair, dataset) for item in flips[:most])
+        names = (pair["reference"], pair["subject"])
+        shown = (seen_item(item, names, dataset) for item in flips[:most])
         found.append((pair["subject"], [flip for flip in shown if flip is not None]))
     return found
 
 
-def _flip(item: dict[str, Any], pair: dict[str, Any], dataset: Dataset) -> Flip | None:
+def seen_item(item: dict[str, Any], names: Sequence[str], dataset: Dataset) -> Flip | None:
+    """An item with its picture, a side for each of `names`; None where the picture is gone."""
     problems: list[Problem] = []
     example = dataset.example(item["number"], problems)
     if example is None:
@@ -60,10 +63,10 @@ def _flip(item: dict[str, Any], pair: dict[str, Any], dataset: Dataset) -> Flip 
             thought=thought(item["text"][side]),
             notes=(("answered", _names(item["category"], item["indices"][side])),),
         )
-        for side, name in enumerate((pair["reference"], pair["subject"]))
+        for side, name in enumerate(names)
     )
     told = f"item {item['number']}, {item['domain']}; the truth: {truth}"
-    return Flip(item["referring"], told, (sides[0], sides[1]))
+    return Flip(item["referring"], told, sides)
 
 
 def thought(text: str) -> str:

@@ -15,68 +15,11 @@ from rexthinker_edge.benchmarks import report_charts as charts
 from rexthinker_edge.benchmarks import report_profiles as profiles
 from rexthinker_edge.benchmarks import report_tables as tables
 from rexthinker_edge.benchmarks.report_gallery import Flip
+from rexthinker_edge.benchmarks.report_style import STYLE
 from rexthinker_edge.benchmarks.report_svg import SERIES, safe
 from rexthinker_edge.runtime import evidence_page
 from rexthinker_edge.runtime.evidence import Evidence
 from rexthinker_edge.runtime.marks import MARKS, SIDE, to_svg
-
-LIGHT = (
-    "--ink:#1b1b1b;--paper:#fff;--soft:#5a5a5a;--line:#d5d5d5;--faint:#ececec;--lit:#fff3b0;--panel:#f6f6f4;"
-    "--s0:#1f5fa8;--s1:#b4480b;--s2:#0a7458;--s3:#8b3f9c;--s4:#7a6200;--s5:#a8284a;--good:#0a6b3d;--bad:#a32020"
-)
-DARK = (
-    "--ink:#e9e9e6;--paper:#151517;--soft:#a9a9a4;--line:#3d3d40;--faint:#2a2a2d;--lit:#4a4210;--panel:#1f1f22;"
-    "--s0:#79b4ff;--s1:#ff9e63;--s2:#4fd0a5;--s3:#d69bee;--s4:#e0c24d;--s5:#ff8ba7;--good:#63d397;--bad:#ff8a80"
-)
-STYLE = (
-    f"""
-:root{{color-scheme:light dark;{LIGHT}}}
-@media screen and (prefers-color-scheme:dark){{:root{{{DARK}}}}}
-@media print{{:root{{color-scheme:light;{LIGHT}}}}}
-"""
-    + """
-body{margin:0 auto;max-width:72rem;padding:1.5rem 1.2rem 4rem;font:16px/1.5 system-ui,"Segoe UI",sans-serif}
-h1{font-size:1.7rem;line-height:1.2;margin:.5rem 0 .3rem} h2{font-size:1.25rem;margin:2.6rem 0 .5rem}
-h3{font-size:1.05rem;margin:1.8rem 0 .4rem} p{margin:.4rem 0 .8rem;max-width:46rem}
-.soft{color:var(--soft)} .lead{font-size:1.08rem} .good{color:var(--good)} .bad{color:var(--bad)}
-.verdicts{display:flex;flex-wrap:wrap;gap:.8rem;margin:1rem 0;padding:0;list-style:none}
-.verdicts li{background:var(--panel);border-radius:.5rem;padding:.7rem 1rem;flex:1 1 15rem}
-.verdicts b{display:block;font-size:1.02rem} .verdicts .big{font-size:1.5rem;font-weight:600;line-height:1.3}
-.scroll{overflow-x:auto;margin:.6rem 0 1rem} table{border-collapse:collapse;font-size:.9rem;line-height:1.35}
-th,td{padding:.35rem .7rem;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
-th{font-weight:600} td.n,th.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
-td small{color:var(--soft);display:block;font-size:.82rem} code{font-size:.88em;overflow-wrap:anywhere}
-td.same{background:var(--panel)} figure.plot{margin:1rem 0;break-inside:avoid}
-figure.plot figcaption{color:var(--soft);font-size:.9rem;max-width:46rem;margin-bottom:.5rem}
-figure.plot figcaption b{color:var(--ink);display:block;font-size:1rem}
-.wide{overflow-x:auto} .wide svg.chart{min-width:34rem} .panels{display:flex;flex-wrap:wrap;gap:1rem 2rem}
-.panels svg.chart{flex:0 1 350px;min-width:19rem}
-svg.chart{width:100%;height:auto;display:block;font:13px system-ui,"Segoe UI",sans-serif}
-svg.chart text{fill:var(--ink)} svg.chart text.soft{fill:var(--soft)} svg.chart text.name{font-weight:600}
-svg.chart .axis{stroke:var(--soft)} svg.chart .grid{stroke:var(--faint)} svg.chart .lead{stroke:var(--line)}
-svg.chart .gate{stroke:var(--soft);stroke-dasharray:5 4} svg.chart .span{stroke:currentColor;stroke-width:2}
-svg.chart .tail{stroke:currentColor;stroke-width:1.5;stroke-dasharray:2 3}
-svg.chart .over{stroke:var(--ink);stroke-width:1.5} svg.chart .line{fill:none;stroke:currentColor;
- stroke-width:2}
-svg.chart .bar,svg.chart .mark{fill:currentColor} svg.chart .mark{stroke:var(--paper);stroke-width:1}
-svg.chart .bar.whole{opacity:.45} svg.chart .bar.count{fill:var(--soft);opacity:.6}
-.u0{color:var(--s0)}.u1{color:var(--s1)}.u2{color:var(--s2)}.u3{color:var(--s3)}.u4{color:var(--s4)}
-.u5{color:var(--s5)}
-.flip{border-top:1px solid var(--line);padding-top:.9rem;margin-top:1.4rem} .flip h3{margin:0}
-.flip .sides{display:grid;grid-template-columns:1fr 1fr;gap:1.6rem}
-.flip .record{border:0;padding:.4rem 0} .flip .record h2{margin:.3rem 0 .1rem;font-size:1rem}
-.flip .record .notes{margin-bottom:.4rem}
-.flip .pair{display:block} .flip .picture{max-width:26rem;margin-bottom:.6rem} .flip .trace{font-size:.82rem}
-@media (max-width:44rem){.flip .sides{grid-template-columns:1fr}}
-dl.words{display:grid;grid-template-columns:minmax(9rem,auto) 1fr;gap:.35rem 1.2rem;max-width:52rem;
- font-size:.92rem}
-dl.words dt{font-weight:600} dl.words dd{margin:0}
-@media print{body{font-size:10.5pt;padding:0} h1,h2,h3,.flip .notes{break-after:avoid}
- .flip .record,.flip .sides{break-inside:auto} .flip .picture,tr{break-inside:avoid}
- .scroll,.wide{overflow:visible} table{font-size:8.5pt}
- th,td{padding:.25rem .4rem} .wide svg.chart{min-width:0}}
-"""
-)
 
 WORST_SHOWN = 10
 WORDS = {
@@ -93,12 +36,14 @@ WORDS = {
     "are never counted as absent: malformed, truncated, timeout, ungrounded (a box that is no candidate).",
 }
 
+OF_PAIRS = ("flip", "KL, chosen alike", "McNemar")
+
 
 def page(report: dict[str, Any], flips: Sequence[tuple[str, Sequence[Flip]]]) -> str:
     """The whole page."""
     most = max((len(s.boxes) for _, group in flips for flip in group for s in flip.sides), default=0)
     names = [subject["name"] for subject in report["subjects"]]
-    title = f"{', '.join(names[1:])} against {names[0]}"
+    title = f"{', '.join(names[1:])} against {names[0]}" if report["pairs"] else names[0]
     marks = "".join(
         f'<symbol id="mark-{name}" viewBox="0 0 {SIDE:g} {SIDE:g}">{to_svg(name)}</symbol>' for name in MARKS
     )
@@ -115,7 +60,8 @@ def page(report: dict[str, Any], flips: Sequence[tuple[str, Sequence[Flip]]]) ->
 def _sections(report: dict[str, Any], flips: Sequence[tuple[str, Sequence[Flip]]]) -> Iterator[str]:
     yield from _opening(report)
     setting = (f"<dt>{safe(name)}</dt><dd>{safe(value)}</dd>" for name, value in tables.setting_lines(report))
-    yield f"<h2>What was compared</h2>{tables.subject_table(report).to_html()}"
+    pairs = report["pairs"]
+    yield f"<h2>What was {'compared' if pairs else 'asked'}</h2>{tables.subject_table(report).to_html()}"
     yield f'<dl class="words">{"".join(setting)}</dl>'
     yield f"<h2>Accuracy, and what it costs</h2>{tables.summary_table(report).to_html()}"
     yield from _costs(report["subjects"])
@@ -124,23 +70,29 @@ def _sections(report: dict[str, Any], flips: Sequence[tuple[str, Sequence[Flip]]
         charts.legend(report["subjects"]) + charts.domain_bars(report["subjects"]),
     )  # fmt: skip
     yield f"<h2>What the metric hides</h2>{tables.hidden_table(report).to_html()}"
-    yield "<h2>Difference to the reference, item by item</h2>"
-    yield _figure(
-        "DensityF1 lost or won", "Paired over the same items, with 95 % intervals; left of 0 is worse.",
-        charts.differences(report),
-    )  # fmt: skip
-    for pair in report["pairs"]:
+    if pairs:
+        yield "<h2>Difference to the reference, item by item</h2>"
+        yield _figure(
+            "DensityF1 lost or won", "Paired over the same items, with 95 % intervals; left of 0 is worse.",
+            charts.differences(report),
+        )  # fmt: skip
+    for pair in pairs:
         yield from _pair(pair)
     yield from _times(report["subjects"])
     yield from _confidence(report["subjects"])
-    yield from _gallery(flips)
-    words = (f"<dt>{word}</dt><dd>{meaning}</dd>" for word, meaning in WORDS.items())
+    yield from _gallery(flips) if pairs else _wrong(flips)
+    known = {word: meaning for word, meaning in WORDS.items() if pairs or word not in OF_PAIRS}
+    words = (f"<dt>{word}</dt><dd>{meaning}</dd>" for word, meaning in known.items())
     yield f'<h2>Words</h2><dl class="words">{"".join(words)}</dl>'
 
 
 def _opening(report: dict[str, Any]) -> Iterator[str]:
     """The answer first: what each subject lost, and whether the gate is open."""
     reference = report["subjects"][0]
+    if not report["pairs"]:
+        asked = f"{reference['items']:,} questions of <code>{safe(report['dataset'])}</code>"
+        yield f'<p class="lead">{asked}, with 95 % intervals.</p>'
+        return
     yield (
         f'<p class="lead">{reference["items"]:,} questions of <code>{safe(report["dataset"])}</code>, '
         f"asked alike of each; differences are to {safe(reference['name'])}, with 95 % intervals.</p>"
@@ -269,14 +221,30 @@ def _gallery(flips: Sequence[tuple[str, Sequence[Flip]]]) -> Iterator[str]:
         "thought, and its candidates light up.</p>"
     )
     for name, group in flips:
-        yield (
-            f"<h3>{safe(name)}</h3>"
-            if group
-            else f'<h3>{safe(name)}</h3><p class="soft">Nothing flipped.</p>'
-        )
-        for flip in group:
-            sides = "".join(_once(evidence_page.fragment(side), side, seen) for side in flip.sides)
-            yield (
-                f'<div class="flip"><h3>“{safe(flip.heading)}”</h3><p class="notes">{safe(flip.told)}</p>'
-                f'<div class="sides">{sides}</div></div>'
-            )
+        yield f"<h3>{safe(name)}</h3>" if group else f"<h3>{safe(name)}</h3>{_soft('Nothing flipped.')}"
+        yield from (_item(flip, seen) for flip in group)
+
+
+def _wrong(groups: Sequence[tuple[str, Sequence[Flip]]]) -> Iterator[str]:
+    seen: dict[str, str] = {}
+    yield "<h2>Wrong answers</h2>"
+    yield _soft(
+        "The worst first. Green: answered; red: judged no match; amber: a reference. Point at a line of the "
+        "thought, and its candidates light up."
+    )
+    if not any(group for _, group in groups):
+        yield _soft("None to be drawn.")
+    for _, group in groups:
+        yield from (_item(flip, seen) for flip in group)
+
+
+def _soft(text: str) -> str:
+    return f'<p class="soft">{text}</p>'
+
+
+def _item(flip: Flip, seen: dict[str, str]) -> str:
+    sides = "".join(_once(evidence_page.fragment(side), side, seen) for side in flip.sides)
+    return (
+        f'<div class="flip"><h3>“{safe(flip.heading)}”</h3><p class="notes">{safe(flip.told)}</p>'
+        f'<div class="sides">{sides}</div></div>'
+    )

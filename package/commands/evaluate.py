@@ -16,6 +16,7 @@ from rexthinker_edge.commands.judging import chosen_numbers, default_path, tell_
 
 if TYPE_CHECKING:
     from rexthinker_edge.benchmarks.runs import Finished
+    from rexthinker_edge.benchmarks.subjects import Subject
     from rexthinker_edge.calibration.dataset import Dataset
 
 PATH = click.Path(path_type=Path)
@@ -70,7 +71,13 @@ PATH = click.Path(path_type=Path)
     is_flag=True,
     help="Put into the bundle how sure answers must be for a stated share of wrong ones.",
 )
-@click.option("--report", "report_path", type=PATH, help="Write the whole report as JSON.")
+@click.option(
+    "--report",
+    "reports",
+    type=PATH,
+    multiple=True,
+    help="Write the whole report: FILE.json, FILE.html or FILE.md. May be given several times.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def evaluate(spec: str, images: Path | None, predictions: Path | None, **options: Any) -> None:
     """Ask every item of a dataset, or score predictions, and tell how good they are.
@@ -80,7 +87,8 @@ def evaluate(spec: str, images: Path | None, predictions: Path | None, **options
     from rexthinker_edge.calibration.openers import open_dataset  # noqa: PLC0415
 
     subject = _subject_spec(options.pop("bundle"), options.pop("checkpoint"), options.pop("dtype"))
-    as_json, report_path = options.pop("as_json"), options.pop("report_path")
+    as_json, reports = options.pop("as_json"), options.pop("reports")
+    _check_reports(reports, predictions)
     named = predictions is None and subject not in (None, "small") and "@" not in str(subject)
     if options["calibrate_risk"] and not named:
         raise click.UsageError("--calibrate-risk writes into a bundle: name yours with --bundle.")
@@ -92,9 +100,10 @@ def evaluate(spec: str, images: Path | None, predictions: Path | None, **options
                 )
             contract, whole = _score(dataset, predictions, options["as_published"])
         else:
-            whole = contract = _ask(dataset, images, subject or "small", options)
-    if report_path is not None:
-        write_json(report_path, whole)
+            whole = contract = _ask(dataset, images, subject or "small", options, reports)
+    for path in reports:
+        if not _is_drawn(path):
+            write_json(path, whole)
     if as_json:
         click.echo(json.dumps(contract, ensure_ascii=False))
     else:
@@ -109,6 +118,25 @@ def _subject_spec(bundle: str | None, checkpoint: str | None, dtype: str | None)
     if dtype and not checkpoint:
         raise click.UsageError("--dtype goes with --checkpoint: a bundle's number format is its own.")
     return f"{checkpoint}@{dtype or 'fp32'}" if checkpoint else bundle
+
+
+def _is_drawn(report: Path) -> bool:
+    """Whether a report is for people; without an ending it is JSON."""
+    return report.suffix.lower() in (".html", ".md")
+
+
+def _check_reports(reports: tuple[Path, ...], predictions: Path | None) -> None:
+    """Refuse, before anything is asked, what could not be written afterwards."""
+    from rexthinker_edge.benchmarks.report import check_ending  # noqa: PLC0415
+
+    for path in reports:
+        if path.suffix:
+            check_ending(path)
+        if predictions is not None and _is_drawn(path):
+            raise click.UsageError(
+                "--predictions: a file of boxes tells no thoughts, times or statuses to draw; "
+                "its --report is FILE.json."
+            )
 
 
 def _score(dataset: "Dataset", path: Path, as_published: bool) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -129,12 +157,14 @@ def _score(dataset: "Dataset", path: Path, as_published: bool) -> tuple[dict[str
     return contract, whole | {"intervals": metric_intervals(judged), "problems": list(map(str, problems))}
 
 
-def _ask(dataset: "Dataset", images: Path | None, subject: str, options: dict[str, Any]) -> dict[str, Any]:
+def _ask(
+    dataset: "Dataset", images: Path | None, subject: str, options: dict[str, Any], reports: tuple[Path, ...]
+) -> dict[str, Any]:
     from rexthinker_edge.benchmarks.figures import report  # noqa: PLC0415
     from rexthinker_edge.benchmarks.predictions import write_predictions  # noqa: PLC0415
     from rexthinker_edge.runtime.answer import Status  # noqa: PLC0415
 
-    finished = _run(dataset, images, subject, options)
+    finished, opened = _run(dataset, images, subject, options)
     tell_problems(finished.problems)
     if options["write_predictions"] is not None:
         answered = (i for i in finished.items if i.status in (Status.FOUND, Status.ABSENT))
@@ -144,6 +174,7 @@ def _ask(dataset: "Dataset", images: Path | None, subject: str, options: dict[st
         **report(finished.items, as_published=options["as_published"]),
         "problems": [str(problem) for problem in finished.problems],
     }
+    _draw([path for path in reports if _is_drawn(path)], dataset, finished, opened, options)
     if not options["calibrate_risk"]:
         return told
     from rexthinker_edge.commands.risk_card import store_risk  # noqa: PLC0415
@@ -151,8 +182,29 @@ def _ask(dataset: "Dataset", images: Path | None, subject: str, options: dict[st
     return told | {"risk": store_risk(Path(subject), finished)}
 
 
-def _run(dataset: "Dataset", images: Path | None, subject: str, options: dict[str, Any]) -> "Finished":
-    """Ask what has not been asked yet."""
+def _draw(
+    reports: list[Path], dataset: "Dataset", finished: "Finished", subject: "Subject", options: dict[str, Any]
+) -> None:
+    """Write the reports for people."""
+    if not reports:
+        return
+    from rexthinker_edge.benchmarks.comparison import Subjected  # noqa: PLC0415
+    from rexthinker_edge.benchmarks.report import write_report  # noqa: PLC0415
+    from rexthinker_edge.benchmarks.report_alone import alone  # noqa: PLC0415
+    from rexthinker_edge.benchmarks.trials import Trial  # noqa: PLC0415
+
+    numbers = chosen_numbers(dataset, options["start"], options["count"])
+    how = {key: options[key] for key in ("boxes", "workers", "threads", "orders", "device")}
+    told = Subjected(subject.name, subject.identity, subject.details, finished.items)
+    made = alone(told, dataset, Trial(dataset.spec, None, numbers, **how), finished.problems)
+    for path in reports:
+        write_report(path, made, dataset)
+
+
+def _run(
+    dataset: "Dataset", images: Path | None, subject: str, options: dict[str, Any]
+) -> "tuple[Finished, Subject]":
+    """Ask what has not been asked yet; the run and who was asked."""
     from rexthinker_edge.benchmarks.crew import Crew, Order  # noqa: PLC0415
     from rexthinker_edge.benchmarks.meter import Meter  # noqa: PLC0415
     from rexthinker_edge.benchmarks.runs import Plan, run  # noqa: PLC0415
@@ -165,15 +217,16 @@ def _run(dataset: "Dataset", images: Path | None, subject: str, options: dict[st
         raise click.UsageError(
             "--boxes detector: a checkpoint has no detector. Ask a bundle, or leave it out."
         )
+    threads = options["threads"] if options["workers"] == 1 else 1  # as those that ask have it
     with phase(f"opening {subject}"):
-        opened = open_subject(subject, threads=options["threads"], device=options["device"])
+        opened = open_subject(subject, threads=threads, device=options["device"])
     path = options["out"] or default_path(opened.name, dataset, json.dumps([opened.identity, vars(plan)]))
     path.absolute().parent.mkdir(parents=True, exist_ok=True)
     with Meter("asking", len(numbers)) as meter:
         if options["workers"] == 1:
-            return run(opened, dataset, numbers, path, plan, meter)
+            return run(opened, dataset, numbers, path, plan, meter), opened
         order = Order(
             subject, dataset.spec, None if images is None else str(images), plan, device=options["device"]
         )
         with Crew(order, options["workers"]) as crew:
-            return run(opened, dataset, numbers, path, plan, meter, asker=crew)
+            return run(opened, dataset, numbers, path, plan, meter, asker=crew), opened

@@ -25,6 +25,7 @@ from rexthinker_edge.benchmarks.distributions import (
 )
 from rexthinker_edge.benchmarks.gate import Gate
 from rexthinker_edge.benchmarks.report import ENDINGS, check_ending, compared, write_report
+from rexthinker_edge.benchmarks.report_alone import alone
 from rexthinker_edge.benchmarks.report_gallery import gallery, thought
 from rexthinker_edge.benchmarks.report_svg import Axis, spread_labels, ticks
 from rexthinker_edge.benchmarks.run_file import Item
@@ -338,3 +339,35 @@ def test_bits_of_the_small_bundle() -> None:
     # norms and biases are float32 and weigh little beside the matrices
     low = 32 if "bfloat16" not in stored and stored.startswith("fp32") else 16 if "bfloat16" in stored else 4
     assert low <= subject.details["decoder_bits"] < low * 1.1 + 2 * (low == 4)
+
+
+def test_one_subject_alone(scenes: Listed, tmp_path: Path) -> None:
+    """A page and Markdown of one run: its own figures, what it got wrong, and nothing of a comparison."""
+    subject = Subjected("a | <b>", {"kind": "bundle", "digest": "d" * 64}, {}, flipped(), None)
+    report = alone(subject, scenes, Trial("listed:all", None, range(10)), [])
+    pair = compared([subject, subject], scenes, Trial("listed:all", None, range(10)), Gate(), [])
+    assert report["subjects"] == pair["subjects"][:1]
+    assert [(item["number"], item["density_f1_mean"]) for item in report["wrong"]] == [(0, 0.0), (9, None)]
+    text = page_of(tmp_path, report, scenes)
+    read = Reader(text)
+    assert read.open == []
+    assert [name for name, count in Counter(read.ids).items() if count > 1] == []
+    assert text.count('<div class="flip">') == 2
+    assert "<title>a | &lt;b&gt;</title>" in text
+    assert "<script" not in text
+    for of_pairs in ("What was compared", "McNemar", "Difference to the reference", "flipped"):
+        assert of_pairs not in text
+    write_report(tmp_path / "r.md", report, scenes)
+    lines = (tmp_path / "r.md").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "# a | <b>"
+    assert [line for line in lines if line.startswith("## ")] == [
+        "## What was asked", "## What the metric hides", "## Wrong answers", "## Where the time goes",
+        "## Confidence",
+    ]  # fmt: skip
+    assert [line for line in lines if line.startswith("### ")] == [
+        f"### Item {k}: {flipped()[k].referring}" for k in (0, 9)
+    ]
+    right = alone(replace(subject, items=items()), scenes, Trial("listed:all", None, range(10)), [])
+    assert "None to be drawn." in page_of(tmp_path, right, scenes)
+    own = alone(subject, scenes, Trial("listed:all", None, range(10), boxes="detector"), [])
+    assert '<div class="flip">' not in page_of(tmp_path, own, scenes)  # its candidates are not the record's

@@ -90,6 +90,11 @@ def test_predictions_for_people_and_as_a_report(humanref: Path, tmp_path: Path) 
         (evaluate, ("--dataset", "workbench:easy", "--predictions", "p", "--bundle", "b"), "asks nothing"),
         (
             evaluate,
+            ("--dataset", "workbench:easy", "--predictions", "p", "--report", "r.html"),
+            "its --report is FILE.json",
+        ),
+        (
+            evaluate,
             ("--dataset", "workbench:easy", "--checkpoint", "b", "--boxes", "detector"),
             "has no detector",
         ),
@@ -108,6 +113,25 @@ def test_usage(command, arguments: tuple[str, ...], message: str) -> None:
 def test_a_report_in_no_form_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"ending in \.pdf, one of \.html, \.md, \.json is needed"):
         invoke(compare, "a", "b", "--report", tmp_path / "r.pdf")
+    with pytest.raises(OptionError, match=r"ending in \.pdf, one of \.html, \.md, \.json is needed"):
+        invoke(evaluate, "--dataset", "workbench:easy", "--report", tmp_path / "r.pdf")
+    with pytest.raises(OptionError, match="its directory does not exist"):
+        invoke(evaluate, "--dataset", "workbench:easy", "--report", tmp_path / "no" / "r.md")
+
+
+def test_the_reports_of_a_run(tmp_path: Path) -> None:
+    reports = [tmp_path / f"r{ending}" for ending in (".html", ".md", ".json", "")]
+    named = [part for path in reports for part in ("--report", path)]
+    out = ("--out", tmp_path / "run.jsonl")
+    told = json.loads(
+        invoke(evaluate, "--dataset", "workbench:easy:3:2", "--threads", 1, *out, *named, "--json").stdout
+    )
+    page, text, *machine = (path.read_text(encoding="utf-8") for path in reports)
+    assert [json.loads(one) for one in machine] == [told, told]
+    name = told["subject"]["name"]
+    assert page.startswith("<!DOCTYPE html>")
+    assert f"<title>{name}</title>" in page
+    assert text.startswith(f"# {name}\n\n2 items of workbench:easy:3:2.\n")
 
 
 def test_errors(humanref: Path, tmp_path: Path) -> None:
