@@ -1,6 +1,7 @@
 """Several processes that ask one dataset: each opens the subject and the dataset for itself, on one thread.
 
 Contract  A worker ends with the process that made it, however that one ended: kill -9 leaves no orphans.
+          Where a worker is killed the others end too, and what was answered by then is handed over first.
           Worth it where a model is small beside the machine; a large one already uses all cores.
 Elsewhere what a worker does: runs.py.
 """
@@ -8,7 +9,8 @@ Elsewhere what a worker does: runs.py.
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
@@ -18,6 +20,7 @@ from rexthinker_edge.benchmarks.runs import Answered, Plan, Reference, answer
 from rexthinker_edge.benchmarks.subjects import Subject, open_subject
 from rexthinker_edge.calibration.dataset import Dataset
 from rexthinker_edge.calibration.openers import open_dataset
+from rexthinker_edge.runtime.errors import DeviceError
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,29 @@ class Crew:
         self._pool.shutdown(cancel_futures=True)
 
     def __call__(self, numbers: Sequence[int]) -> Iterator[Answered]:
-        """Answers as they are ready."""
-        waiting = [self._pool.submit(_Worker.ask, number) for number in numbers]
+        """Answers as they are ready.
+
+        Raises:
+            DeviceError: a worker was killed; every answer that had come was told before.
+        """
+        broken: BrokenProcessPool | None = None
+        waiting = list[Future[Answered]]()
+        try:
+            for number in numbers:
+                waiting.append(self._pool.submit(_Worker.ask, number))
+        except BrokenProcessPool as early:
+            broken = early
         for future in as_completed(waiting):
-            yield future.result()
+            met = future.exception()
+            if isinstance(met, BrokenProcessPool):
+                broken = met
+            else:
+                yield future.result()
+        if broken is not None:
+            raise DeviceError(
+                "a worker's process was killed, most likely because memory ran out, and what it was asked is "
+                "not answered. Run the same command again, it goes on; fewer --workers need less memory."
+            ) from broken
 
 
 class _Worker:
