@@ -4,7 +4,8 @@ Layout    transformers 4 wrote the text model's keys flat beside `vision_config`
           transformers 5 nests them in `text_config` and gathers the rotary settings in `rope_parameters`.
 Contract  Nothing is ignored in silence: an unknown key, or a known key with a value that the graphs do not
           compute, is a ConfigError that names both. A key stated twice must say the same twice.
-Elsewhere the tensors: checkpoint.py; what is built of it: decoder_graph.py, vision_graph.py.
+Elsewhere taking keys: config_keys.py; the tensors: checkpoint.py; what is built of it: decoder_graph.py,
+          vision_graph.py.
 Source    docs/sources.md#config
 """
 
@@ -14,34 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rexthinker_edge.export.config_keys import IRRELEVANT, Keys
 from rexthinker_edge.runtime.errors import ConfigError
 
 ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
 
-# Keys that change nothing the graphs compute, each with the reason.
-IRRELEVANT: Mapping[str, str] = {
-    "_name_or_path": "where it was once loaded from",
-    "_attn_implementation_autoset": "how torch computes attention, not what",
-    "attn_implementation": "how torch computes attention, not what",
-    "attention_dropout": "training only",
-    "bos_token_id": "the prompt has no start token",
-    "chunk_size_feed_forward": "how torch computes it, not what",
-    "dtype": "the tensors say their own",
-    "eos_token_id": "generation_config.json decides",
-    "id2label": "no classes here",
-    "initializer_range": "training only",
-    "label2id": "no classes here",
-    "output_attentions": "what torch returns",
-    "output_hidden_states": "what torch returns",
-    "pad_token_id": "nothing is padded",
-    "return_dict": "what torch returns",
-    "tokens_per_second": "video only",
-    "torch_dtype": "the tensors say their own",
-    "transformers_version": "who wrote the file",
-    "use_cache": "the runtime always keeps keys and values",
-    "video_token_id": "video only",
-    "vision_token_id": "never in a prompt",
-}
 # Keys that may stand there with this value only.
 TEXT_FIXED: Mapping[str, Any] = {
     "hidden_act": "silu",
@@ -114,50 +92,6 @@ class ModelConfig:
     vision_end_token: int
 
 
-class _Keys:
-    """One JSON object whose keys must all be taken before it is left."""
-
-    def __init__(self, where: str, values: Mapping[str, Any]) -> None:
-        self.where, self.values = where, dict(values)
-
-    def fail(self, key: str, seen: object, needed: str) -> ConfigError:
-        return ConfigError(
-            f"{self.where}: {key!r} is {seen!r}, this exporter computes {needed} only. "
-            "Export another checkpoint, or a version that knows this one."
-        )
-
-    def take(self, key: str, kind: type, default: Any = None) -> Any:
-        """Remove and return a key's value; it must be of `kind` and, unless it is a bool, positive."""
-        seen = self.values.pop(key, default)
-        if kind is float and isinstance(seen, int) and not isinstance(seen, bool):
-            seen = float(seen)
-        if not isinstance(seen, kind) or isinstance(seen, bool) is not (kind is bool):
-            raise ConfigError(
-                f"{self.where}: {key!r} is {seen!r}, needed {kind.__name__}. "
-                "Is this a Qwen2.5-VL configuration?"
-            )
-        if isinstance(seen, (int, float)) and not isinstance(seen, bool) and seen <= 0:
-            raise self.fail(key, seen, "positive values")
-        return seen
-
-    def fixed(self, allowed: Mapping[str, Any]) -> None:
-        """Remove keys that may have one value only."""
-        for key, needed in allowed.items():
-            seen = self.values.pop(key, needed)
-            if seen != needed or isinstance(seen, bool) is not isinstance(needed, bool):
-                raise self.fail(key, seen, f"{needed!r}")
-
-    def finish(self) -> None:
-        """Remove what is irrelevant; ConfigError on anything left."""
-        rest = sorted(k for k in self.values if k not in IRRELEVANT)
-        if rest:
-            raise ConfigError(
-                f"{self.where}: unknown key {rest[0]!r} (value {self.values[rest[0]]!r}); "
-                "needed keys of Qwen2.5-VL. If it changes nothing it can be removed from the file; otherwise "
-                "this exporter cannot honour it."
-            )
-
-
 def read_config(directory: Path) -> ModelConfig:
     """The configuration of a checkpoint directory.
 
@@ -181,7 +115,7 @@ def read_config(directory: Path) -> ModelConfig:
 
 def parse_config(values: Mapping[str, Any]) -> ModelConfig:
     """As `read_config`, of the parsed JSON."""
-    top = _Keys("config.json", values)
+    top = Keys("config.json", values)
     architectures = top.values.pop("architectures", [ARCHITECTURE])
     model_type = top.values.pop("model_type", None)
     if architectures != [ARCHITECTURE] or model_type != "qwen2_5_vl":
@@ -197,10 +131,10 @@ def parse_config(values: Mapping[str, Any]) -> ModelConfig:
             "'compressed-tensors' or unquantised weights. Export from the bf16 checkpoint."
         )
     tokens = [top.take(f"{name}_token_id", int) for name in ("image", "vision_start", "vision_end")]
-    vision = _vision(_Keys("config.json/vision_config", top.take("vision_config", dict)))
+    vision = _vision(Keys("config.json/vision_config", top.take("vision_config", dict)))
     tied = [top.take("tie_word_embeddings", bool)] if "tie_word_embeddings" in top.values else []
     if "text_config" in top.values:
-        text_keys = _Keys("config.json/text_config", top.take("text_config", dict))
+        text_keys = Keys("config.json/text_config", top.take("text_config", dict))
         _drop_repeats(top, text_keys)
         for name in ("image_token_id", "vision_start_token_id", "vision_end_token_id"):
             text_keys.values.pop(name, None)  # transformers 4.5x copied them, often as null
@@ -213,7 +147,7 @@ def parse_config(values: Mapping[str, Any]) -> ModelConfig:
     return ModelConfig(text, vision, *tokens)
 
 
-def _drop_repeats(top: _Keys, text: _Keys) -> None:
+def _drop_repeats(top: Keys, text: Keys) -> None:
     """Transformers 4.5x repeated text keys beside text_config; they must agree with it."""
     for key in sorted(top.values.keys() & text.values.keys() - IRRELEVANT.keys()):
         seen = top.values.pop(key)
@@ -221,7 +155,7 @@ def _drop_repeats(top: _Keys, text: _Keys) -> None:
             raise top.fail(key, seen, f"what text_config says, {text.values[key]!r},")
 
 
-def _text(keys: _Keys, tied: list[bool]) -> TextConfig:
+def _text(keys: Keys, tied: list[bool]) -> TextConfig:
     """The decoder's keys, flat or nested."""
     if (seen := keys.values.pop("model_type", "qwen2_5_vl_text")) != "qwen2_5_vl_text":
         raise keys.fail("model_type", seen, "'qwen2_5_vl_text'")
@@ -252,7 +186,7 @@ def _text(keys: _Keys, tied: list[bool]) -> TextConfig:
     return config
 
 
-def _rope(keys: _Keys, head_dim: int) -> tuple[float, tuple[int, int, int]]:
+def _rope(keys: Keys, head_dim: int) -> tuple[float, tuple[int, int, int]]:
     """Base and sections of M-RoPE, from `rope_parameters` (5) or `rope_scaling` and `rope_theta` (4)."""
     given = {
         name: keys.values.pop(name) for name in ("rope_parameters", "rope_scaling") if keys.values.get(name)
@@ -261,7 +195,7 @@ def _rope(keys: _Keys, head_dim: int) -> tuple[float, tuple[int, int, int]]:
     if not given:
         raise keys.fail("rope_scaling", None, "M-RoPE with an mrope_section")
     name, values = next(iter(given.items()))
-    rope = _Keys(f"{keys.where}/{name}", values)
+    rope = Keys(f"{keys.where}/{name}", values)
     for key in ("rope_type", "type"):
         if (seen := rope.values.pop(key, "default")) not in ("default", "mrope"):
             raise rope.fail(key, seen, "'default' or 'mrope'")
@@ -279,7 +213,7 @@ def _rope(keys: _Keys, head_dim: int) -> tuple[float, tuple[int, int, int]]:
     return thetas[0], (section[0], section[1], section[2])
 
 
-def _vision(keys: _Keys) -> VisionConfig:
+def _vision(keys: Keys) -> VisionConfig:
     """The vision tower's keys."""
     if (seen := keys.values.pop("model_type", "qwen2_5_vl_vision")) not in (
         "qwen2_5_vl",
@@ -287,7 +221,7 @@ def _vision(keys: _Keys) -> VisionConfig:
     ):
         raise keys.fail("model_type", seen, "'qwen2_5_vl'")
     keys.fixed(VISION_FIXED)
-    rope = _Keys(f"{keys.where}/rope_parameters", keys.values.pop("rope_parameters", None) or {})
+    rope = Keys(f"{keys.where}/rope_parameters", keys.values.pop("rope_parameters", None) or {})
     theta = rope.take("rope_theta", float, 10000.0)
     rope.fixed({"rope_type": "axial"})
     rope.finish()

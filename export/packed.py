@@ -8,7 +8,8 @@ Layout    GPTQ: `qweight` int32 (in * bits / 32, out), codes packed down the inp
 Contract  Version 1 of GPTQ stores zero point - 1, subtracted from whole words with borrow, as its writers do;
           version 2 stores it as it is. Reading and writing are inverse to the last bit; scales that float16
           cannot hold are refused when writing.
-Elsewhere whole checkpoints: packed_checkpoint.py; what the integers mean: kernels/matmul_nbits.py.
+Elsewhere whole checkpoints: packed_checkpoint.py, packed_writer.py; what the integers mean:
+          kernels/matmul_nbits.py.
 Source    docs/sources.md#packed-formats
 """
 

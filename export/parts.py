@@ -26,7 +26,8 @@ from rexthinker_edge.export.embeddings import EmbeddingPrecision, write_embeddin
 from rexthinker_edge.export.golden import record_answers, write_pictures
 from rexthinker_edge.export.journal import Journal
 from rexthinker_edge.export.options import ExportOptions
-from rexthinker_edge.export.packed_checkpoint import open_weights, packed_format, write_packed
+from rexthinker_edge.export.packed_checkpoint import open_weights, packed_format
+from rexthinker_edge.export.packed_writer import write_packed
 from rexthinker_edge.export.quantize import IntegerRecipe, Saved, Weights
 from rexthinker_edge.export.source_files import read_settings
 from rexthinker_edge.export.vision_graph import write_vision

@@ -73,9 +73,7 @@ def plan_export(
         int8: the vision tower's linear layers in 8 bits.
     """
     table = checkpoint.shape_and_bytes("model.embed_tokens.weight")
-    own_head = (
-        not config.tied and "lm_head.weight" in checkpoint
-    )  # it may be quantised: then of the same shape
+    own_head = not config.tied and "lm_head.weight" in checkpoint  # if it is quantised, of the same shape
     head = checkpoint.shape_and_bytes("lm_head.weight") if own_head else table
     layers, rounded = 4 * positions * config.head_dim, 0
     for name in checkpoint.names("model.layers."):

@@ -93,9 +93,8 @@ def lower_word_fusion(
     scores = graph.node("Gemm", [cells, probe, bias], transB=1)  # (N, heads * T)
     # cells look at words: a head's shares sum to 1, so each row brings its part of the bias along
     shares = form(graph.node("Softmax", [_apart(graph, scores, heads)], axis=-1), 0, -1)
-    outward = graph.node(
-        "Transpose", [form(names.cell_out[0], width, heads, depth)], perm=[1, 2, 0]
-    )  # (heads, depth, d)
+    # (heads, depth, d)
+    outward = graph.node("Transpose", [form(names.cell_out[0], width, heads, depth)], perm=[1, 2, 0])
     told = form(graph.node("MatMul", [by_head(project(words, names.word_value)), outward]), -1, width)
     part = graph.node("Div", [names.cell_out[1], graph.constant(np.array(heads, np.float32))])
     told = graph.node("Mul", [graph.node("Add", [told, part]), names.cell_gain])
@@ -103,9 +102,8 @@ def lower_word_fusion(
     # words look at cells
     spread = graph.node("Softmax", [graph.node("Transpose", [scores], perm=[1, 0])], axis=-1)
     gathered = form(graph.node("MatMul", [spread, cells]), heads, -1, width)
-    inward = graph.node(
-        "Transpose", [form(names.cell_value[0], heads, depth, width)], perm=[0, 2, 1]
-    )  # (heads, d, depth)
+    # (heads, d, depth)
+    inward = graph.node("Transpose", [form(names.cell_value[0], heads, depth, width)], perm=[0, 2, 1])
     seen = graph.node(
         "Add", [graph.node("MatMul", [gathered, inward]), form(names.cell_value[1], heads, 1, depth)]
     )

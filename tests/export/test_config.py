@@ -6,7 +6,8 @@ import json
 import pytest
 from transformers import Qwen2_5_VLConfig
 
-from rexthinker_edge.export.config import IRRELEVANT, TextConfig, parse_config, read_config
+from rexthinker_edge.export.config import TextConfig, parse_config, read_config
+from rexthinker_edge.export.config_keys import IRRELEVANT
 from rexthinker_edge.runtime.errors import ConfigError
 
 # Qwen/Qwen2.5-VL-7B-Instruct's config.json, which Rex-Thinker-GRPO-7B was trained from.

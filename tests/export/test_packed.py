@@ -9,7 +9,8 @@ from rexthinker_edge.export import packed
 from rexthinker_edge.export.checkpoint import Checkpoint
 from rexthinker_edge.export.config import read_config
 from rexthinker_edge.export.decoder_graph import write_decoder
-from rexthinker_edge.export.packed_checkpoint import PackedFormat, open_weights, packed_format, write_packed
+from rexthinker_edge.export.packed_checkpoint import PackedFormat, open_weights, packed_format
+from rexthinker_edge.export.packed_writer import write_packed
 from rexthinker_edge.export.quantize import (
     IntegerRecipe,
     QuantisedLinear,

@@ -14,7 +14,8 @@ from rexthinker_edge.calibration.gptq import ActOrder, GptqOptions
 from rexthinker_edge.export.checkpoint import Checkpoint
 from rexthinker_edge.export.config import read_config
 from rexthinker_edge.export.gptq_layers import LayerwiseOptions, Sequence, quantise_decoder
-from rexthinker_edge.export.packed_checkpoint import PackedFormat, write_packed
+from rexthinker_edge.export.packed_checkpoint import PackedFormat
+from rexthinker_edge.export.packed_writer import write_packed
 from rexthinker_edge.export.quantize import Saved, linear_shapes
 from rexthinker_edge.runtime.positions import text_positions
 
