@@ -6,7 +6,7 @@ What      A stage takes at least as long as its bytes need at the memory's bandw
 Contract  time = max(bytes / (bandwidth * share), operations / (rate * share)) + passes * (nodes * dispatch +
           call), the last two measured on the CPU at hand (overhead.py) and 0 for others. Every term is in
           the forecast, so that a reader can check it. Forecasts are no measurements.
-Elsewhere rates: devices.py, rates.py; sizes: model_sizes.py; printing: package/commands/plan.py.
+Elsewhere rates: devices.py, rates.py; sizes: model_sizes.py; telling: package/commands/plan_report.py.
 Source    docs/sources.md#roofline
 """
 

@@ -18,9 +18,11 @@ from rexthinker_edge.progress import phase
 from rexthinker_edge.runtime.errors import BoxError
 
 if TYPE_CHECKING:
-    from rexthinker_edge.commands.show import Painter
+    from rexthinker_edge.runtime.image import Picture
     from rexthinker_edge.runtime.result import Result
     from rexthinker_edge.runtime.scene import Scene
+
+Terms = tuple[int | None, float | None, float | None]  # most new tokens, deadline in ms, most risk
 
 MAX_BOXES_FILE_BYTES = 1_000_000
 EXIT_CODES = {
@@ -70,22 +72,10 @@ EXIT_CODES = {
     help="Write what the answer rests on: .html, .svg, .json or .txt.",
 )
 def refer(
-    image: Path,
-    category: str,
-    expressions: tuple[str, ...],
-    bundle: Path | None,
-    boxes: Path | None,
-    as_json: bool,
-    out: Path | None,
-    stream: bool,
-    deadline: float | None,
-    max_new_tokens: int | None,
-    device: str,
-    threads: int | None,
-    no_draft: bool,
-    max_risk: float | None,
-    explain: Path | None,
-) -> int:
+    image: Path, category: str, expressions: tuple[str, ...], bundle: Path | None, boxes: Path | None,
+    as_json: bool, out: Path | None, stream: bool, deadline: float | None, max_new_tokens: int | None,
+    device: str, threads: int | None, no_draft: bool, max_risk: float | None, explain: Path | None,
+) -> int:  # fmt: skip
     """Find what each EXPRESSION means among the things of CATEGORY in IMAGE.
 
     Exit code: 0 found, 3 absent, 4 no candidates, 5 no usable answer or one withheld, 1 error, 2 usage.
@@ -95,14 +85,10 @@ def refer(
     if len(expressions) > 1 and (out is not None or explain is not None):
         name, does = ("--out", "draws") if out is not None else ("--explain", "is about")
         raise click.UsageError(f"{name} {does} one expression: ask for one at a time.")
-    from rexthinker_edge.runtime.draw import check_target, draw_result, save_whole  # noqa: PLC0415
     from rexthinker_edge.runtime.image import read_picture  # noqa: PLC0415
     from rexthinker_edge.runtime.tokens import check_text  # noqa: PLC0415
 
-    if out is not None:
-        check_target(out)
-    if explain is not None:
-        check_explanation(explain)
+    _check_outputs(out, explain)
     category, asked = check_text("category", category), [check_text("expression", e) for e in expressions]
     given = None if boxes is None else read_boxes(boxes)
     picture = read_picture(image)
@@ -116,19 +102,28 @@ def refer(
     with phase(f"looking for every {category}"):
         scene = thinker.look(picture, category, boxes=given, deadline_ms=deadline)
     left = None if deadline is None else max(deadline - (time.monotonic() - begun) * 1000, 1e-3)
-    if stream or len(asked) == 1:
-        asking = scene, max_new_tokens, left, max_risk
-        results = [_ask(expression, *asking, as_json, stream) for expression in asked]
-    else:
-        with phase(f"thinking about {len(asked)} expressions"):
-            results = scene.refer_many(asked, max_new_tokens, left, max_risk=max_risk)
-        for result in results:
-            _show(result, as_json)
-    if out is not None:
-        save_whole(draw_result(picture, results[0]), out)
-    if explain is not None:
-        write_explanation(results[0].explain(picture.pixels_HWC), explain)
+    results = _ask_all(scene, asked, (max_new_tokens, left, max_risk), as_json, stream)
+    _write_outputs(results[0], picture, out, explain)
     return max(EXIT_CODES[result.status] for result in results)
+
+
+def _check_outputs(out: Path | None, explain: Path | None) -> None:
+    """Refuse what could not be written, before the work."""
+    if out is not None:
+        from rexthinker_edge.runtime.draw import check_target  # noqa: PLC0415
+
+        check_target(out)
+    if explain is not None:
+        check_explanation(explain)
+
+
+def _write_outputs(result: "Result", picture: "Picture", out: Path | None, explain: Path | None) -> None:
+    if out is not None:
+        from rexthinker_edge.runtime.draw import draw_result, save_whole  # noqa: PLC0415
+
+        save_whole(draw_result(picture, result), out)
+    if explain is not None:
+        write_explanation(result.explain(picture.pixels_HWC), explain)
 
 
 def read_boxes(path: Path) -> list[Any]:
@@ -156,26 +151,20 @@ def read_boxes(path: Path) -> list[Any]:
     return rows
 
 
-def _ask(
-    expression: str,
-    scene: "Scene",
-    max_new_tokens: int | None,
-    deadline: float | None,
-    max_risk: float | None,
-    as_json: bool,
-    stream: bool,
-) -> "Result":
-    if not stream:
-        with phase(f"thinking about {expression}"):
-            result = scene.refer(expression, max_new_tokens, deadline, max_risk=max_risk)
+def _ask_all(scene: "Scene", asked: list[str], terms: Terms, as_json: bool, stream: bool) -> "list[Result]":
+    """A result for each expression, shown as soon as it is there."""
+    if stream:
+        return [_streamed(scene, expression, terms) for expression in asked]
+    max_new_tokens, deadline, max_risk = terms
+    if len(asked) == 1:
+        with phase(f"thinking about {asked[0]}"):
+            results = [scene.refer(asked[0], max_new_tokens, deadline, max_risk=max_risk)]
+    else:
+        with phase(f"thinking about {len(asked)} expressions"):
+            results = scene.refer_many(asked, max_new_tokens, deadline, max_risk=max_risk)
+    for result in results:
         _show(result, as_json)
-        return result
-    from rexthinker_edge.commands.show import Painter, show_result  # noqa: PLC0415
-
-    painter = Painter(sys.stdout)
-    result = _streamed(scene, expression, max_new_tokens, deadline, max_risk, painter)
-    show_result(painter, result, steps=False)
-    return result
+    return results
 
 
 def _show(result: "Result", as_json: bool) -> None:
@@ -187,13 +176,12 @@ def _show(result: "Result", as_json: bool) -> None:
     show_result(Painter(sys.stdout), result, steps=True)
 
 
-def _streamed(
-    scene: "Scene", expression: str, max_new_tokens: int | None, deadline: float | None,
-    max_risk: float | None, painter: "Painter",
-) -> "Result":  # fmt: skip
+def _streamed(scene: "Scene", expression: str, terms: Terms) -> "Result":
+    from rexthinker_edge.commands.show import Painter, show_result  # noqa: PLC0415
     from rexthinker_edge.runtime.result import ResultEvent, TextEvent  # noqa: PLC0415
 
-    result = None
+    painter, result = Painter(sys.stdout), None
+    max_new_tokens, deadline, max_risk = terms
     for event in scene.stream(expression, max_new_tokens, deadline, max_risk=max_risk):
         if isinstance(event, TextEvent):
             painter.write(event.text)
@@ -201,4 +189,5 @@ def _streamed(
             result = event.result
     painter.end()
     assert result is not None
+    show_result(painter, result, steps=False)
     return result
