@@ -52,8 +52,9 @@ class KVCache:
         if capacity <= self.capacity:
             return
         shape = (1, self.geometry.kv_heads, capacity, self.geometry.head_dim)
-        # A large capacity costs memory only as it fills.
-        grown = [(paged_zeros(shape), paged_zeros(shape)) for _ in range(self.geometry.layers)]
+        # A large capacity costs memory only as it fills. One piece: a process may have so many of them only.
+        pages = paged_zeros((self.geometry.layers, 2, *shape))
+        grown = [(keys, values) for keys, values in pages]
         for old_k, old_v, (new_k, new_v) in zip(self.keys, self.values, grown, strict=False):
             new_k[:, :, : self.length] = old_k[:, :, : self.length]
             new_v[:, :, : self.length] = old_v[:, :, : self.length]

@@ -35,8 +35,26 @@ def test_an_array_like_any_other(shape: tuple[int, ...], dtype: type) -> None:
 
 
 def test_no_room_is_a_memory_error() -> None:
-    with pytest.raises(MemoryError, match="bytes for an array of shape"):
+    with pytest.raises(MemoryError):
         paged_zeros((1 << 60,), np.int8)
+
+
+def test_a_process_that_may_have_no_more_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    np.testing.assert_array_equal(paged_zeros((2, 3)), np.zeros((2, 3), np.float32))
+
+
+def test_a_cache_is_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken, real = [], mmap.mmap
+    monkeypatch.setattr(mmap, "mmap", lambda *a, **k: taken.append(a[1]) or real(*a, **k))
+    cache = KVCache(GEOMETRY, 100)
+    assert taken == [100 * row_bytes(GEOMETRY)]
+    cache.append(np.ones((2 * GEOMETRY.layers, GEOMETRY.kv_heads, 3, GEOMETRY.head_dim), np.float32))
+    assert all(part.flags.c_contiguous for part in (*cache.keys, *cache.values))
+    assert [int(part[0, :, :5].sum()) for part in (*cache.keys, *cache.values)] == [48] * 4  # 3 x 16 ones
 
 
 @pytest.mark.skipif(not STATUS.exists(), reason="needs /proc")
