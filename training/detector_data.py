@@ -185,7 +185,7 @@ def make_batch(
 
 
 def training_batches(
-    pictures: Pictures, batch: int, words: Sequence[int], rng: np.random.Generator
+    pictures: Pictures, batch: int, rng: np.random.Generator
 ) -> Iterator[tuple[NDArray[np.int64], list[list[int]]]]:
     """Without end: which pictures, of one shape, and what to ask of each."""
     groups = pictures.groups()

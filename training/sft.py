@@ -3,7 +3,8 @@
 Layout    stages of vlm_config.py one after another; every `log_every` steps a JSON line in `log.jsonl`; every
           `save_every` minutes `state.pt`, from which `--resume` goes on.
 Contract  The model is transformers' own, unchanged; number pieces start from Fourier features of their value.
-Elsewhere the losses: trainee.py; batches: vlm_data.py; shape and stages: vlm_config.py; bundles: export/.
+Elsewhere the losses: trainee.py; samples: vlm_data.py; batches: vlm_batch.py; shape and stages:
+          vlm_config.py; bundles: export/.
 Source    docs/sources.md#small-model
 """
 
@@ -29,8 +30,9 @@ from rexthinker_edge.runtime.qwen_pixels import PixelLimits
 from rexthinker_edge.training.muon import Muon
 from rexthinker_edge.training.tokenizer import number_ids
 from rexthinker_edge.training.trainee import Trainee
+from rexthinker_edge.training.vlm_batch import Batch, Pictures, collate
 from rexthinker_edge.training.vlm_config import Recipe, Shape, Stage
-from rexthinker_edge.training.vlm_data import Batch, Pictures, Sampler, collate
+from rexthinker_edge.training.vlm_data import Sampler
 
 POOLED = 4  # batches drawn together, so that rows of one batch have similar lengths
 
@@ -124,15 +126,9 @@ def _draw(sampler: Sampler, stage: Stage, first: int, pad_id: int) -> Sequence[B
 
 
 def train(
-    recipe: Recipe,
-    tokenizer_path: Path,
-    out: Path,
-    *,
-    resume: bool,
-    threads: int,
-    start: Path | None = None,
+    recipe: Recipe, tokenizer_path: Path, out: Path, *, resume: bool, threads: int, start: Path | None = None,
     save_minutes: float = 4.0,
-) -> None:
+) -> None:  # fmt: skip
     """Run the recipe to its end, or go on from `out/state.pt`.
 
     Args:
@@ -164,14 +160,18 @@ def train(
         window.append(_step(trainee, opts, batch, image_pad, stage.auxiliary, rate, recipe.clip))
         progress = replace(progress, step=progress.step + 1, sample=sample)
         if progress.step % 25 == 0:
-            means = {key: float(np.nanmean([w.get(key, math.nan) for w in window])) for key in window[-1]}
-            row = {"step": progress.step, "stage": stage.name, "rate": rate, **means}
+            row = {"step": progress.step, "stage": stage.name, "rate": rate, **_means(window)}
             _log(out, row | {"seconds_a_step": (time.monotonic() - began) / len(window)})
             window, began = [], time.monotonic()
         if time.monotonic() - saved > 60 * save_minutes:
             _save(out, trainee, opts, progress, recipe, tokenizer_path)
             saved = time.monotonic()
     _save(out, trainee, opts, progress, recipe, tokenizer_path)
+
+
+def _means(window: list[dict[str, float]]) -> dict[str, float]:
+    """Of every figure that the last step told, over the steps that told it."""
+    return {key: float(np.nanmean([w.get(key, math.nan) for w in window])) for key in window[-1]}
 
 
 def _step(

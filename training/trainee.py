@@ -6,7 +6,7 @@ Contract  The model is transformers' own, unchanged. Picture tokens should know 
           `CELL_LAYER` layers, a hint box its cell and its number by then and its thing after `BOX_LAYER`. One
           head names cells for both, which ties a box in the text to a place in the picture within 400
           steps; one names numbers for the hint and for the "Ball 3" of a trace.
-Elsewhere batches: vlm_data.py; the loop: sft.py; what it won: docs/negative-results.md.
+Elsewhere batches: vlm_batch.py; the loop: sft.py; what it won: docs/negative-results.md.
 Source    docs/sources.md#small-model
 """
 
@@ -20,20 +20,13 @@ from torch.nn.functional import cross_entropy, smooth_l1_loss
 from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
 
 from rexthinker_edge.runtime.tokens import TextTokenizer
+from rexthinker_edge.training.cell_truth import FIELDS, OWN_FIELDS, cell_fields
 from rexthinker_edge.training.looks import HEADS, Kind
+from rexthinker_edge.training.vlm_batch import IGNORE, Batch, Pictures, Turns
 from rexthinker_edge.training.vlm_config import Shape
-from rexthinker_edge.training.vlm_data import (
-    CELL_BINS,
-    FIELDS,
-    IGNORE,
-    OWN_FIELDS,
-    Batch,
-    Pictures,
-    Turns,
-    cell_fields,
-)
 
 CELL_LAYER = 2
+CELL_BINS = 32  # rows or columns of picture tokens that are told apart
 SPAN_PX = 100.0  # unit of places and sizes that hidden states are asked for
 INDEX_BINS = 16  # more than the candidates of any workbench picture
 BOX_LAYER = 4  # later layers read there what stands in each box

@@ -4,7 +4,7 @@ Layout    `Shape` becomes transformers' `Qwen2_5_VLConfig`, nothing of the archi
           `Recipe` is a list of `Stage`s run one after another by sft.py.
 Contract  rope_theta and mrope_section are chosen for small pictures: with the 7B's theta of 1e6 the
           axis w would turn by 0.002 rad over ten cells at head_dim 32 and could not be told apart.
-Elsewhere the loop: sft.py; the batches: vlm_data.py; the words: tokenizer.py.
+Elsewhere the loop: sft.py; the samples: vlm_data.py; the words: tokenizer.py.
 Source    docs/sources.md#small-model
 """
 

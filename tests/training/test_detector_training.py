@@ -10,7 +10,7 @@ import torch
 from rexthinker_edge.calibration.workbench.layout import make_scene
 from rexthinker_edge.calibration.workbench.world import CATEGORIES, Level
 from rexthinker_edge.runtime.errors import OptionError
-from rexthinker_edge.training import detector, detector_data
+from rexthinker_edge.training import detector, detector_data, detector_model
 from rexthinker_edge.training.detector_config import DetectorRecipe
 
 TOY = DetectorRecipe(
@@ -110,22 +110,22 @@ def test_captions_are_distinct_and_mostly_present():
 
 
 def test_logits_start_near_the_prior():
-    model = detector.fresh_model(DetectorRecipe(), 2_100)
+    model = detector_model.fresh_model(DetectorRecipe(), 2_100)
     batch = detector_data.Batch(
         torch.randn(2, 3, 96, 128), torch.tensor([[101, 2060, 1012, 102]] * 2), [], []
     )
     with torch.no_grad():
-        out = detector.run_layers(model, batch)
+        out = detector_model.run_layers(model, batch)
     for logits in (out["encoder"][0], *(logits for logits, _ in out["layers"])):
-        assert float(logits.mean()) == pytest.approx(detector.PRIOR_LOGIT, abs=1.5)
+        assert float(logits.mean()) == pytest.approx(detector_model.PRIOR_LOGIT, abs=1.5)
         assert float(logits.std()) < 2.5
 
 
 def test_own_heads_equal_the_models_forward():
-    model = detector.fresh_model(TOY, 2_100).eval()
+    model = detector_model.fresh_model(TOY, 2_100).eval()
     batch = detector_data.Batch(torch.randn(1, 3, 61, 90), torch.tensor([[101, 2060, 1012, 102]]), [], [])
     with torch.no_grad():
-        logits, boxes = detector.run_layers(model, batch)["layers"][-1]
+        logits, boxes = detector_model.run_layers(model, batch)["layers"][-1]
         whole = model(pixel_values=batch.pixels, input_ids=batch.input_ids)
     torch.testing.assert_close(logits, whole.logits[..., :4])
     torch.testing.assert_close(boxes, whole.pred_boxes)

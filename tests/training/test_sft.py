@@ -13,11 +13,13 @@ from rexthinker_edge.runtime import prompt
 from rexthinker_edge.runtime.errors import CheckpointError
 from rexthinker_edge.runtime.qwen_pixels import PixelLimits
 from rexthinker_edge.training import sft
+from rexthinker_edge.training.cell_truth import FIELDS, OWN_FIELDS, thing_fields
 from rexthinker_edge.training.looks import HEADS, Kind
 from rexthinker_edge.training.tokenizer import train_tokenizer, workbench_texts
 from rexthinker_edge.training.trainee import Trainee
+from rexthinker_edge.training.vlm_batch import IGNORE, collate
 from rexthinker_edge.training.vlm_config import Recipe, Shape, Stage
-from rexthinker_edge.training.vlm_data import FIELDS, IGNORE, OWN_FIELDS, Sampler, _thing_fields, collate
+from rexthinker_edge.training.vlm_data import Sampler
 
 SHAPE = Shape(hidden=192, layers=6, heads=6, kv_heads=2, feed_forward=96, vision_depth=2, vision_hidden=64,
               vision_heads=2, vision_feed_forward=96, vision_full_attention=(1,))  # fmt: skip
@@ -170,14 +172,14 @@ def test_a_thing_in_contact_knows_its_partner(sampler: Sampler) -> None:
         (relation.first, relation.second, relation.kind.value),
         (relation.second, relation.first, relation.kind.value),
     ):
-        told = dict(zip(FIELDS, _thing_fields(scene)[mine].tolist(), strict=True))
+        told = dict(zip(FIELDS, thing_fields(scene)[mine].tolist(), strict=True))
         name = FIELDS[kind][told[kind]]
         assert name in {said, f"has {said}", f"has {said}".removesuffix(" of")}
         assert FIELDS[color][told[color]] == scene.things[other].color
         assert FIELDS[category][told[category]] == scene.things[other].category
     lonely = set(range(len(scene.things))) - {t for r in scene.relations for t in (r.first, r.second)}
     for thing in lonely:
-        assert _thing_fields(scene)[thing, OWN_FIELDS:].tolist() == [0, IGNORE, IGNORE]
+        assert thing_fields(scene)[thing, OWN_FIELDS:].tolist() == [0, IGNORE, IGNORE]
 
 
 def test_an_interrupted_run_goes_on_where_it_was_saved(path: Path, tmp_path: Path) -> None:
