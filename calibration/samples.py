@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from rexthinker_edge.calibration.records import Record
 from rexthinker_edge.calibration.sources import Situation
-from rexthinker_edge.calibration.workbench.traces import ABSENT
 from rexthinker_edge.runtime import prompt
 from rexthinker_edge.runtime.boxes import Size, to_resized_px
 from rexthinker_edge.runtime.errors import DataError
 from rexthinker_edge.runtime.positions import mrope_positions
 from rexthinker_edge.runtime.qwen_pixels import PixelLimits, VisionInput, qwen_pixels
 from rexthinker_edge.runtime.tokens import TextTokenizer
+from rexthinker_edge.runtime.trace import NOTHING
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,6 @@ def written_turn(record: Record, original: Size, resized: Size) -> str | None:
         {"bbox_2d": box, "label": record.referring}
         for box in to_resized_px(boxes, original, resized).tolist()
     ]
-    answer = f"json\n{json.dumps(found, ensure_ascii=False)}\n" if found else ABSENT
+    answer = f"json\n{json.dumps(found, ensure_ascii=False)}\n" if found else NOTHING
     thought = record.trace.removeprefix("<think>").removesuffix("</think>").strip("\n")
     return f"<think>{thought}\n</think><answer>{answer}</answer>"

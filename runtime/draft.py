@@ -18,7 +18,8 @@ from typing import Any, Protocol
 from rexthinker_edge.runtime import draft_grammar, draft_lookup
 from rexthinker_edge.runtime.decoder import Decoder
 from rexthinker_edge.runtime.draft_cost import Acceptance, PassCosts, paying
-from rexthinker_edge.runtime.draft_grammar import Grammar, Ground, make_ground
+from rexthinker_edge.runtime.draft_form import Ground, make_ground
+from rexthinker_edge.runtime.draft_grammar import Grammar
 from rexthinker_edge.runtime.draft_lookup import Index, Lookup
 from rexthinker_edge.runtime.draft_table import Table
 from rexthinker_edge.runtime.kv_cache import KVCache

@@ -1,32 +1,24 @@
 """Drafts from the form of a trace: what the plan, the candidates and the verdicts so far make certain.
 
-Layout    The answer is followed line by line. A plan gives the steps' headings; a section gives the
-          candidates that are left, by the marks of the one before; the summary names every candidate with
-          the last thing said of it; the answer has the boxes of those marked ✅, as the hint wrote them.
-          Lines are made of pieces that are tokenised apart: each begins with a space or stands behind a
-          newline, where byte-level BPE never joins across.
-Contract  A guess, never a rule: what the model writes instead is followed all the same. Nothing is drafted
-          where the text does not have the form.
-Elsewhere reading a finished trace: trace.py; the words of the prompt: prompt.py; the choice: draft.py.
+Layout    Lines are made of pieces that are tokenised apart: each begins with a space or stands behind a
+          newline, where byte-level BPE never joins across. The answer has the boxes of those marked ✅, as
+          the hint wrote them.
+Contract  A guess, never a rule. Nothing is drafted where the text does not have the form.
+Elsewhere following the text: draft_form.py; the words of the prompt: prompt.py; the choice: draft.py.
 Source    docs/sources.md#traces
 """
 
 import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from enum import IntEnum
-from functools import lru_cache
 
-YES, NO, REFERENCE = "✅", "❌", "⚠️"
+from rexthinker_edge.runtime.draft_form import CANDIDATE, MARK, Form, Ground, Section
+from rexthinker_edge.runtime.trace import NO, NOTHING, REFERENCE, SUMMARY, THINK_END, YES
+
 ARROW = " →"
-_CANDIDATE = re.compile(r"- (.{1,60}?) (\d{1,4}):(.*)", re.DOTALL)
-_PLANNED = re.compile(r"- Step (\d+): (.*)")
-_MARK = re.compile(r"( →)? (✅|❌|⚠️?)")
+ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 _OBJECT = re.compile(r'\{"bbox_2d": \[(\d+), (\d+), (\d+), (\d+)\], "label": "(?:[^"\\]|\\.)*"\}')
-SUMMARY = "# Summarize and Re-Check answer"
-THINK_END, ANSWER_OPEN, ANSWER_CLOSE = "</think>", "<answer>", "</answer>"
-NOTHING = "There is no such thing in the image."
 
 Piece = tuple[Sequence[int], int]  # tokens and their kind
 
@@ -50,188 +42,68 @@ class Kind(IntEnum):
 BELIEFS = (0.95, 0.6, 0.9, 0.8, 0.3, 0.6, 0.9, 0.7, 0.9, 0.9, 0.97)
 
 
-@dataclass(frozen=True)
-class Ground:
-    """What a scene's traces speak of.
-
-    Attributes:
-        name: what candidates are called, "Ball".
-        hints: a box per candidate in resized pixels.
-        encode: text to token ids; remembers what it was asked.
-        token_bytes: what a token stands for.
-    """
-
-    name: str
-    hints: tuple[tuple[int, int, int, int], ...]
-    encode: Callable[[str], tuple[int, ...]]
-    token_bytes: Callable[[int], bytes]
-    facts: dict[tuple[str, int], str] = field(default_factory=dict)  # of earlier answers, by title and number
-
-
-def make_ground(
-    category: str, hints: Sequence[Sequence[int]], encode: Callable[[str], list[int]],
-    token_bytes: Callable[[int], bytes],
-) -> Ground:  # fmt: skip
-    """The ground of one scene; `hints` (N, 4) as the prompt states them."""
-    remembered = lru_cache(maxsize=4096)(lambda text: tuple(encode(text)))
-    boxes = tuple((int(a), int(b), int(c), int(d)) for a, b, c, d in hints)
-    return Ground(category.capitalize(), boxes, remembered, token_bytes)
-
-
-@dataclass
-class _Section:
-    """A step as far as it is written: a fact and a mark per candidate."""
-
-    title: str
-    expected: list[int]
-    facts: dict[int, str] = field(default_factory=dict)
-    marks: dict[int, str] = field(default_factory=dict)
-    last: int = 0  # the candidate whose line was written last, 0 before the first
-
-
 class Grammar:
-    """One answer, followed line by line. Candidates count from 1 here, as in the text."""
+    """What one answer's form makes likely."""
 
     def __init__(self, ground: Ground, expression: str) -> None:
-        self._ground = ground
+        self._ground, self._form = ground, Form(ground)
         self._words = set(expression.casefold().split())
         self._expression = expression
-        self._everyone = list(range(1, len(ground.hints) + 1))
-        self._line = b""
-        self._line_tokens: list[int] = []
-        self._titles: list[str] = []
-        self._section: _Section | None = None
-        self._number = 0  # of the step, len(titles) + 1 in the summary
-        self._last_facts: dict[int, str] = {}
-        self._survivors: set[int] = set()
-        self._blank = False  # the line above is empty
-        self._answering = False
-        self._repeats = True  # the summary repeats the last fact, or else says the same of all alike
-
-    # --- following -----------------------------------------------------------------------------------------
 
     def push(self, token: int) -> None:
         """One more token of the answer is known."""
-        self._line += self._ground.token_bytes(token)
-        self._line_tokens.append(token)
-        if b"\n" in self._line:
-            *lines, rest = self._line.split(b"\n")
-            for line in lines:
-                self._read(line.decode("utf-8", errors="replace"))
-            self._line = rest
-            # tokens of the next line that came with the newline are not told apart: then nothing is drafted
-            self._line_tokens = []
-
-    def _read(self, line: str) -> None:
-        """A whole line."""
-        self._blank = not line
-        if line.startswith("#"):
-            self._begin_section(line)
-        elif line.startswith(THINK_END):
-            self._end_section()
-            self._answering = True
-        elif self._section is None:
-            planned = _PLANNED.match(line)
-            if planned is not None and int(planned[1]) == len(self._titles) + 1:
-                self._titles.append(planned[2])
-        else:
-            self._read_candidate(line, self._section)
-
-    def _begin_section(self, line: str) -> None:
-        self._end_section()
-        before, title = self._section, line.partition(": ")[2]
-        self._number += 1
-        summary = line.startswith("# Summar")
-        if before is None or summary:
-            expected = self._everyone
-        elif REFERENCE in before.marks.values():
-            expected = [i for i in before.expected if before.marks.get(i) != REFERENCE]
-        elif before.marks:
-            expected = [i for i in before.expected if before.marks.get(i, YES) == YES]
-        else:
-            expected = before.expected
-        if summary:
-            self._number, title = len(self._titles) + 1, ""
-            self._survivors = {i for i in self._everyone if before.marks.get(i) == YES} if before else set()
-        self._section = _Section(title, expected)
-
-    def _end_section(self) -> None:
-        if self._section is not None and not self._summing:
-            for index, fact in self._section.facts.items():
-                self._ground.facts[self._section.title, index] = fact
-            self._last_facts.update(self._section.facts)
-
-    @property
-    def _summing(self) -> bool:
-        return self._section is not None and not self._section.title
-
-    def _read_candidate(self, line: str, section: _Section) -> None:
-        match = _CANDIDATE.match(line)
-        mark = _MARK.search(match[3]) if match else None
-        if match is None or mark is None or match[1] != self._ground.name:
-            return
-        index, fact = int(match[2]), match[3][: mark.start()]
-        if index not in self._everyone:
-            return
-        if not self._summing and index not in section.expected:
-            section.expected = self._everyone
-        section.facts[index], section.last = fact, index
-        section.marks[index] = REFERENCE if mark[2].startswith("⚠") else mark[2]
-        if self._summing:
-            self._repeats = fact == self._last_facts.get(index, fact)
-
-    # --- guessing ------------------------------------------------------------------------------------------
+        self._form.push(token)
 
     def propose(self, most: int) -> tuple[list[int], list[int]]:
         """What the form makes likely, and the kind of each guess."""
-        if self._line and not self._line_tokens:
+        if self._form.line and not self._form.line_tokens:
             return [], []
-        pieces = self._pieces(most + len(self._line_tokens))
+        pieces = self._pieces(most + len(self._form.line_tokens))
         tokens: list[int] = []
         kinds: list[int] = []
         for piece, kind in pieces:
             tokens += piece
             kinds += [int(kind)] * len(piece)
-        begun = len(self._line_tokens)
-        if tokens[:begun] != self._line_tokens:
+        begun = len(self._form.line_tokens)
+        if tokens[:begun] != self._form.line_tokens:
             return [], []
         return tokens[begun : begun + most], kinds[begun : begun + most]
 
     def _pieces(self, most: int) -> list[Piece]:
         """Lines from the beginning of this one, until enough or unsure."""
-        text = self._line.decode("utf-8", errors="replace")
-        if self._answering or text.startswith("</"):
+        text = self._form.line.decode("utf-8", errors="replace")
+        if self._form.answering or text.startswith("</"):
             return self._answer(text)
-        section = self._section
-        if section is None or (self._blank and not text.startswith("- ")):
-            return self._heading() if self._titles and self._blank else []
+        section = self._form.section
+        if section is None or (self._form.blank and not text.startswith("- ")):
+            return self._heading() if self._form.titles and self._form.blank else []
         return self._lines(section, text, most)
 
     def _heading(self) -> list[Piece]:
         """The next step's heading, or the summary's, and its first line's beginning."""
         encode = self._ground.encode
-        if self._number < len(self._titles):
-            line = f"# Step {self._number + 1}: {self._titles[self._number]}\n"
+        if self._form.number < len(self._form.titles):
+            line = f"# Step {self._form.number + 1}: {self._form.titles[self._form.number]}\n"
             return [(encode(line), Kind.HEADING)]
-        first = self._start(self._everyone[0]) if self._everyone else ()
+        first = self._start(self._form.everyone[0]) if self._form.everyone else ()
         return [(encode(SUMMARY + "\n"), Kind.HEADING), (first, Kind.HEADING)]
 
     def _start(self, index: int) -> tuple[int, ...]:
         return self._ground.encode(f"- {self._ground.name} {index}:")
 
-    def _lines(self, section: _Section, text: str, most: int) -> list[Piece]:
+    def _lines(self, section: Section, text: str, most: int) -> list[Piece]:
         """This line and those after it, while facts can be guessed."""
         pieces: list[Piece] = []
         count, last, marks = 0, section.last, dict(section.marks)
-        match = _CANDIDATE.match(text)
+        match = CANDIDATE.match(text)
         begun = match is not None and match[1] == self._ground.name
         index = int(match[2]) if match is not None and begun else self._next(section, last)
-        if index is None and self._summing and not text:
+        if index is None and self._form.summing and not text:
             return self._answer("", marks)
         if index is None or (text and not begun and not self._is_start(text, index)):
             return []
         partial = match[3] if match is not None and begun else ""
-        if begun and index not in self._everyone:
+        if begun and index not in self._form.everyone:
             return []
         while index is not None and count < most:
             kind = Kind.FIRST_LINE if last == 0 else Kind.NEXT_LINE
@@ -242,8 +114,8 @@ class Grammar:
             count += sum(len(piece) for piece, _ in pieces[-3:])
             last, partial = index, ""
             index = self._next(section, last)
-        if index is None and count < most and not self._summing:
-            pieces += self._heading_after(section)
+        if index is None and count < most and not self._form.summing:
+            pieces += self._heading()
         elif index is None and count < most:
             pieces += self._answer("", marks)
         return pieces
@@ -251,18 +123,14 @@ class Grammar:
     def _is_start(self, text: str, index: int) -> bool:
         return f"- {self._ground.name} {index}:".startswith(text)
 
-    def _next(self, section: _Section, last: int) -> int | None:
+    def _next(self, section: Section, last: int) -> int | None:
         """The candidate after `last`, None when it was the last one."""
         if last == 0:
             return section.expected[0] if section.expected else None
         rest = [i for i in section.expected if i > last]
         return rest[0] if rest else None
 
-    def _heading_after(self, section: _Section) -> list[Piece]:
-        """The heading behind a section's last line, whose newlines are already guessed."""
-        return self._heading()
-
-    def _line_pieces(self, section: _Section, marks: dict[int, str], index: int, partial: str) -> list[Piece]:
+    def _line_pieces(self, section: Section, marks: dict[int, str], index: int, partial: str) -> list[Piece]:
         """A candidate's fact and mark; empty when the fact cannot be guessed."""
         fact, kind = self._fact(section, index, partial)
         if fact is None:
@@ -271,14 +139,14 @@ class Grammar:
         mark, sure = self._mark(section, index, fact)
         marks[index] = mark
         final = self._next(section, index) is None
-        if self._summing:
+        if self._form.summing:
             made = encode(fact), encode(ARROW), encode(f" {mark}\n")
             return [(made[0], kind), (made[1] + made[2], sure)]
         return [(encode(fact), kind), (encode(f" {mark}\n\n" if final else f" {mark}\n"), sure)]
 
-    def _fact(self, section: _Section, index: int, partial: str) -> tuple[str | None, int]:
+    def _fact(self, section: Section, index: int, partial: str) -> tuple[str | None, int]:
         """What is said of a candidate, given what of it is written, with its leading space."""
-        written = _MARK.split(partial)[0]
+        written = MARK.split(partial)[0]
         if written != partial or partial.endswith((ARROW, " ")):
             return written.removesuffix(ARROW).rstrip(), Kind.FACT_REPEATED
         for fact, kind in self._guesses(section, index):
@@ -286,11 +154,11 @@ class Grammar:
                 return fact, kind
         return (partial, Kind.FACT_USUAL) if partial else (None, 0)
 
-    def _guesses(self, section: _Section, index: int) -> list[tuple[str | None, int]]:
-        if self._summing:
-            if self._repeats:
-                return [(self._last_facts.get(index), Kind.FACT_REPEATED)]
-            mark = YES if index in self._survivors else NO
+    def _guesses(self, section: Section, index: int) -> list[tuple[str | None, int]]:
+        if self._form.summing:
+            if self._form.repeats:
+                return [(self._form.last_facts.get(index), Kind.FACT_REPEATED)]
+            mark = YES if index in self._form.survivors else NO
             alike = (section.facts[i] for i, m in section.marks.items() if m == mark)
             return [(next(alike, None), Kind.FACT_REPEATED)]
         guesses: list[tuple[str | None, int]] = [
@@ -301,9 +169,9 @@ class Grammar:
             guesses.append((fact, Kind.FACT_USUAL))
         return guesses
 
-    def _mark(self, section: _Section, index: int, fact: str) -> tuple[str, int]:
-        if self._summing:
-            return (YES if index in self._survivors else NO), Kind.MARK_KNOWN
+    def _mark(self, section: Section, index: int, fact: str) -> tuple[str, int]:
+        if self._form.summing:
+            return (YES if index in self._form.survivors else NO), Kind.MARK_KNOWN
         for other, said in section.facts.items():
             if said == fact and section.marks[other] != REFERENCE:
                 return section.marks[other], Kind.MARK_SEEN
@@ -312,10 +180,10 @@ class Grammar:
 
     def _answer(self, text: str, marks: dict[int, str] | None = None) -> list[Piece]:
         """From `</think>` to the end, or from where the text of this line begins."""
-        section = self._section
+        section = self._form.section
         marks = marks if marks is not None else (section.marks if section is not None else {})
-        named = [i for i in self._everyone if marks.get(i) == YES]
-        if not self._answering:
+        named = [i for i in self._form.everyone if marks.get(i) == YES]
+        if not self._form.answering:
             opening = THINK_END + ANSWER_OPEN
             if not named:
                 return [(self._ground.encode(opening + NOTHING + ANSWER_CLOSE), Kind.ANSWER)]
@@ -344,7 +212,7 @@ class Grammar:
         rest = [made for made in rest if made not in kept]
         lead = ", " if kept else "["
         if len(tail) > len(lead) and not any((lead + made).startswith(tail) for made in rest[:1]):
-            others = [self._object(i) for i in self._everyone]
+            others = [self._object(i) for i in self._form.everyone]
             rest = [made for made in others if (lead + made).startswith(tail) and made not in kept][:1]
         return "[" + ", ".join([*kept, *rest]) + "]"
 

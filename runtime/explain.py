@@ -23,10 +23,9 @@ from rexthinker_edge.runtime.grounded import Reference, write_grounded
 from rexthinker_edge.runtime.image import Source, read_picture
 from rexthinker_edge.runtime.result import BoxRow, Result
 from rexthinker_edge.runtime.strict_json import to_json
-from rexthinker_edge.runtime.trace import Mention, Section, Verdict, mentions, read_trace
+from rexthinker_edge.runtime.trace import MARKS, Mention, Section, Verdict, mentions, read_trace
 
 SCHEMA = "rexthinker-edge/explanation/1"
-MARKS = {Verdict.MATCH: "✅", Verdict.NO_MATCH: "❌", Verdict.REFERENCE: "⚠️", Verdict.UNKNOWN: "·"}
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from rexthinker_edge.runtime.result import (
     with_verdicts,
 )
 from rexthinker_edge.runtime.tokens import TextTokenizer
-from rexthinker_edge.runtime.trace import Section, Verdict, read_trace
+from rexthinker_edge.runtime.trace import THINK_END, Section, Verdict, read_trace
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _step(section: Section, place: int, sure: Sureness | None) -> Step:
 
 def decision(sight: Sight, text: str) -> DecidedEvent | None:
     """What the thought so far has decided: something once it is closed and has judged every candidate."""
-    if "</think>" not in text:
+    if THINK_END not in text:
         return None
     verdicts = read_trace(text, sight.category, len(sight.candidates)).verdicts
     if Verdict.UNKNOWN in verdicts:

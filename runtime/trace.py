@@ -28,7 +28,13 @@ class Verdict(StrEnum):
     UNKNOWN = "unknown"  # the thought gives no mark
 
 
-_VERDICTS = {"✅": Verdict.MATCH, "❌": Verdict.NO_MATCH, "⚠": Verdict.REFERENCE}
+YES, NO, REFERENCE = "✅", "❌", "⚠️"  # as a trace writes them
+MARKS = {Verdict.MATCH: YES, Verdict.NO_MATCH: NO, Verdict.REFERENCE: REFERENCE, Verdict.UNKNOWN: "·"}
+SUMMARY = "# Summarize and Re-Check answer"
+NOTHING = "There is no such thing in the image."  # in place of boxes
+THINK_END = "</think>"
+
+_VERDICTS = {YES: Verdict.MATCH, NO: Verdict.NO_MATCH, REFERENCE[0]: Verdict.REFERENCE}
 
 
 @dataclass(frozen=True)

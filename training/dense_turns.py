@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from rexthinker_edge.calibration.workbench import items as workbench
 from rexthinker_edge.calibration.workbench.predicates import relations_of
-from rexthinker_edge.calibration.workbench.traces import NO, YES
 from rexthinker_edge.calibration.workbench.wording import plural
 from rexthinker_edge.calibration.workbench.world import Level, RelationKind, Scene
 from rexthinker_edge.runtime import prompt
+from rexthinker_edge.runtime.trace import NO, YES
 
 NEAREST_PX = 5  # neighbours in an order are at least so far apart, in resized pixels
 _TOUCH = {

@@ -30,12 +30,10 @@ from rexthinker_edge.calibration.workbench.predicates import (
     centre,
     relations_of,
 )
-from rexthinker_edge.calibration.workbench.wording import ORDINALS, pick, plural, reference_phrase
+from rexthinker_edge.calibration.workbench.wording import EXTREMES, ORDINALS, pick, plural, reference_phrase
 from rexthinker_edge.calibration.workbench.world import RelationKind, Scene
 from rexthinker_edge.runtime.boxes import Size
-
-YES, NO, REFERENCE = "✅", "❌", "⚠️"
-ABSENT = "There is no such thing in the image."
+from rexthinker_edge.runtime.trace import NO, NOTHING, REFERENCE, SUMMARY, YES
 
 _SIDE_WORD = {
     Side.LEFT: ("left of it", "to the left"),
@@ -44,7 +42,6 @@ _SIDE_WORD = {
     Side.BOTTOM: ("below it", "lower"),
 }
 _OPPOSITE = {Side.LEFT: Side.RIGHT, Side.RIGHT: Side.LEFT, Side.TOP: Side.BOTTOM, Side.BOTTOM: Side.TOP}
-_MOST = {Side.LEFT: "leftmost", Side.RIGHT: "rightmost", Side.TOP: "topmost", Side.BOTTOM: "bottommost"}
 _BEYOND = {Side.LEFT: "further right", Side.RIGHT: "further left", Side.TOP: "lower", Side.BOTTOM: "higher"}
 _TOUCH = {
     RelationKind.TOUCHING: "touches",
@@ -134,7 +131,7 @@ def _write_section(pen: _Pen, number: int, section: _Section) -> str:
 def _summary(pen: _Pen, sections: list[_Section], answers: frozenset[int]) -> str:
     """Every candidate once: the last thing said of it, or in another manner only whether it fits."""
     last = {i: fact for section in sections for i, (fact, _) in section.lines.items()}
-    lines = ["# Summarize and Re-Check answer"]
+    lines = [SUMMARY]
     for index, name in pen.names.items():
         fits = index in answers
         reason = last[index]
@@ -153,7 +150,7 @@ def _answer(
         if index in question.answers
     ]
     if not found:
-        return f"<answer>{ABSENT}</answer>"
+        return f"<answer>{NOTHING}</answer>"
     return f"<answer>json\n{json.dumps(found, ensure_ascii=False)}\n</answer>"
 
 
@@ -213,9 +210,9 @@ def _rank(pen: _Pen, check: Rank, finding: Finding, left: tuple[int, ...]) -> _S
     counted = _list(pen, finding.order)
     if check.count == 1:
         section.title = pen.one(
-            f"Find the {_MOST[check.side]} {pen.noun}.", f"See which {pen.noun} is {_MOST[check.side]}."
+            f"Find the {EXTREMES[check.side]} {pen.noun}.", f"See which {pen.noun} is {EXTREMES[check.side]}."
         )
-        section.lead = f"{_MOST[check.side].capitalize()}: {counted}."
+        section.lead = f"{EXTREMES[check.side].capitalize()}: {counted}."
     else:
         section.lead = f"From the {side}: {counted}."
     if len(finding.order) < check.count:
@@ -223,7 +220,7 @@ def _rank(pen: _Pen, check: Rank, finding: Finding, left: tuple[int, ...]) -> _S
     for i in left:
         fact = _BEYOND[check.side]
         if i in finding.order:
-            fact = _MOST[check.side] if check.count == 1 else ORDINALS[finding.order.index(i)]
+            fact = EXTREMES[check.side] if check.count == 1 else ORDINALS[finding.order.index(i)]
         section.lines[i] = (fact, _mark(finding, i))
     return section
 

@@ -41,7 +41,7 @@ _SIDE_OF = {
     Side.TOP: ("above", "higher than", "above"),
     Side.BOTTOM: ("below", "lower than", "under"),
 }
-_MOST = {Side.LEFT: "leftmost", Side.RIGHT: "rightmost", Side.TOP: "topmost", Side.BOTTOM: "bottommost"}
+EXTREMES = {Side.LEFT: "leftmost", Side.RIGHT: "rightmost", Side.TOP: "topmost", Side.BOTTOM: "bottommost"}
 _FURTHEST = {
     Side.LEFT: ("furthest to the left", "at the far left"),
     Side.RIGHT: ("furthest to the right", "at the far right"),
@@ -146,7 +146,7 @@ def _add_restriction(phrase: Phrase, check: Check, many: bool, rng: np.random.Ge
 def _choice(phrase: Phrase, check: Rank | Largest, rng: np.random.Generator) -> str:
     """The chosen one(s) of a phrase: "the second red ball from the left"; words after the noun are plural."""
     if isinstance(check, Rank) and check.group:
-        core = f"{NUMBERS[check.count - 1]} {_MOST[check.side]}"
+        core = f"{NUMBERS[check.count - 1]} {EXTREMES[check.side]}"
         return f"the {core} {pick(rng, ('of the ', '')) if phrase.after else ''}{phrase.bare(many=True)}"
     if isinstance(check, Largest) or check.count == 1:
         return _choose_extreme(phrase, check, rng)
@@ -160,7 +160,7 @@ def _choice(phrase: Phrase, check: Rank | Largest, rng: np.random.Generator) -> 
 
 def _choose_extreme(phrase: Phrase, check: Rank | Largest, rng: np.random.Generator) -> str:
     if isinstance(check, Rank):
-        word = _MOST[check.side]
+        word = EXTREMES[check.side]
     else:
         word = pick(
             rng, ("smallest", "smallest", "tiniest") if check.smallest else ("largest", "largest", "biggest")
@@ -218,6 +218,6 @@ def express(category: str, checks: Sequence[Check], many: bool, rng: np.random.G
 
 
 def _all_but(phrase: Phrase, choice: Rank | Largest, rng: np.random.Generator) -> str:
-    word = _MOST[choice.side] if isinstance(choice, Rank) else "smallest" if choice.smallest else "largest"
+    word = EXTREMES[choice.side] if isinstance(choice, Rank) else "smallest" if choice.smallest else "largest"
     rest = f"{pick(rng, ('all', 'all the'))} {phrase.bare(many=True)}"
     return f"{rest} {pick(rng, ('except', 'but not', 'other than'))} the {word} one"

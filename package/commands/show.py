@@ -12,9 +12,8 @@ from rich.text import Text
 
 from rexthinker_edge.runtime.answer import Status
 from rexthinker_edge.runtime.result import Candidate, Result
-from rexthinker_edge.runtime.trace import Verdict
+from rexthinker_edge.runtime.trace import MARKS
 
-MARKS = {Verdict.MATCH: "✅", Verdict.NO_MATCH: "❌", Verdict.REFERENCE: "⚠️", Verdict.UNKNOWN: "·"}
 STYLES = {"✅": "green", "❌": "red", "⚠": "yellow"}
 MEANINGS = {
     Status.FOUND: "found",

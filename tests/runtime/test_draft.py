@@ -7,7 +7,8 @@ import pytest
 
 from rexthinker_edge.runtime.draft import Drafter, Drafting
 from rexthinker_edge.runtime.draft_cost import Acceptance, paying
-from rexthinker_edge.runtime.draft_grammar import Grammar, Kind, make_ground
+from rexthinker_edge.runtime.draft_form import make_ground
+from rexthinker_edge.runtime.draft_grammar import Grammar, Kind
 from rexthinker_edge.runtime.draft_lookup import MOST_RUNS, Index, Lookup
 from rexthinker_edge.runtime.tokens import TextTokenizer
 from tests.conftest import write_tokenizer
