@@ -39,7 +39,7 @@ from rexthinker_edge.benchmarks.speed import (
 from rexthinker_edge.benchmarks.work import DecoderWork, Work, decoder_work, detector_work, vision_work
 from rexthinker_edge.runtime.boxes import Size
 from rexthinker_edge.runtime.bundle import Bundle, open_bundle
-from rexthinker_edge.runtime.generate import now_ms
+from rexthinker_edge.runtime.deadline import monotonic_ms
 from rexthinker_edge.runtime.opening import LateSession
 from rexthinker_edge.runtime.qwen_pixels import PixelLimits
 from rexthinker_edge.runtime.thinker import Thinker, load, small_bundle
@@ -183,13 +183,13 @@ def load_twice(opened: Bundle, plan: Plan) -> tuple[Thinker, Loads]:
 
 def _load(plan: Plan) -> tuple[Thinker, float, float]:
     """A loaded bundle, when `load` returned and when its last graph was packed."""
-    began = now_ms()
+    began = monotonic_ms()
     thinker = load(plan.bundle, device=plan.device, threads=plan.threads)
-    returned = now_ms()
+    returned = monotonic_ms()
     for session in (thinker._parts.vision.session, thinker._parts.language.decoder.session):
         if isinstance(session, LateSession):
             session.get_modelmeta()  # waits
-    return thinker, returned - began, now_ms() - began
+    return thinker, returned - began, monotonic_ms() - began
 
 
 def _graph_works(

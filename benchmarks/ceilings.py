@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from rexthinker_edge.benchmarks.work import Work
 from rexthinker_edge.kernels.int8_linear import lower_int8_linear
-from rexthinker_edge.kernels.linear import lower_linear
 from rexthinker_edge.kernels.matmul_nbits import lower_matmul_nbits
+from rexthinker_edge.runtime.rates import dense_graph
 from rexthinker_edge.runtime.tiny_onnx import TinyGraph
 
 READ_BYTES = 1 << 28  # beyond the caches of any board, and a quarter of the smallest one's memory
@@ -106,13 +106,6 @@ def _best(run: Callable[[], Any], seconds: float) -> float:
         run()
         times.append(time.perf_counter() - began)
     return min(times)
-
-
-def dense_graph() -> bytes:
-    """x @ weightᵀ in float32."""
-    graph = TinyGraph()
-    graph.output(lower_linear(graph, graph.free_input("x"), graph.free_input("weight")))
-    return graph.serialise()
 
 
 def block_graph(width: int, bits: int) -> bytes:

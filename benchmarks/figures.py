@@ -28,9 +28,9 @@ from rexthinker_edge.benchmarks.predictions import Id
 from rexthinker_edge.benchmarks.run_file import Item
 from rexthinker_edge.calibration.records import Box, Record
 from rexthinker_edge.runtime.answer import Status
+from rexthinker_edge.runtime.quality import REPORT
 from rexthinker_edge.runtime.trace import Verdict
 
-SCHEMA = "rexthinker-edge/quality/1"
 ANSWERED = (Status.FOUND, Status.ABSENT)
 
 
@@ -92,7 +92,7 @@ def report(items: Sequence[Item], *, as_published: bool = False) -> dict[str, An
     answerable = [item for item in items if not is_rejection(item.domain, len(item.answers))]
     statuses = Counter(item.status for item in items)
     return {
-        "schema": SCHEMA,
+        "schema": REPORT,
         "items": len(items),
         **tables(tabulate(judged, as_published=as_published)),
         "intervals": metric_intervals(judged),

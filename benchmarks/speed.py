@@ -19,7 +19,7 @@ import numpy as np
 
 from rexthinker_edge.benchmarks.bench_questions import Question, padded_boxes
 from rexthinker_edge.runtime.boxes import Boxes
-from rexthinker_edge.runtime.generate import now_ms
+from rexthinker_edge.runtime.deadline import monotonic_ms
 from rexthinker_edge.runtime.qwen_pixels import PixelLimits, VisionInput, qwen_pixels
 from rexthinker_edge.runtime.result import Result, ResultEvent, TextEvent
 from rexthinker_edge.runtime.scene import Scene
@@ -132,23 +132,23 @@ class Bench:
 
     def _picture(self, question: Question, seen: Measured, together: bool) -> None:
         parts = self.thinker._parts
-        began = now_ms()
+        began = monotonic_ms()
         found, _ = parts.detector.detect(question.pixels_HWC, question.category)
-        detect_ms = now_ms() - began
+        detect_ms = monotonic_ms() - began
         pixels = self.vision_input(question)
-        began = now_ms()
+        began = monotonic_ms()
         parts.vision.encode(pixels)
-        seen.vision_ms.append(now_ms() - began)
+        seen.vision_ms.append(monotonic_ms() - began)
         seen.detect_ms.append(detect_ms)
         given = self._given(question, len(found))
         first_spoken, second_spoken = question.expressions[:2]
-        began = now_ms()
+        began = monotonic_ms()
         scene = self.thinker.look(question.pixels_HWC, question.category, boxes=given)
         waited = 0.0 if given is None else detect_ms
         seen.given_boxes += given is not None
         seen.first.append(self._ask(scene, first_spoken, began - waited))
-        seen.second.append(self._ask(scene, second_spoken, now_ms()))
-        seen.plain.append(self._ask(scene, second_spoken, now_ms(), drafting=False))
+        seen.second.append(self._ask(scene, second_spoken, monotonic_ms()))
+        seen.plain.append(self._ask(scene, second_spoken, monotonic_ms(), drafting=False))
         seen.expressions += 3
         if together:
             self._together(question, scene, seen)
@@ -165,20 +165,20 @@ class Bench:
         first = None
         for event in scene.stream(expression, self.tokens, drafting=drafting):
             if isinstance(event, (TextEvent, ResultEvent)) and first is None:
-                first = now_ms() - began
+                first = monotonic_ms() - began
             if isinstance(event, ResultEvent):
                 result = event.result
         assert first is not None, "a stream ends with its result"
         assert result.tokens.passes > 0, "the scene has candidates"
-        return Asked(first, now_ms() - began, result)
+        return Asked(first, monotonic_ms() - began, result)
 
     def _together(self, question: Question, scene: Scene, seen: Measured) -> None:
         boxes = [candidate.box for candidate in scene.candidates]
         for count in TOGETHER:
             fresh = self.thinker.look(question.pixels_HWC, question.category, boxes=boxes)
-            began = now_ms()
+            began = monotonic_ms()
             results = fresh.refer_many(question.expressions[:count], self.tokens)
-            seen.together.setdefault(count, []).append(Group(now_ms() - began, results))
+            seen.together.setdefault(count, []).append(Group(monotonic_ms() - began, results))
         spoken = question.expressions[: max(TOGETHER)]
         seen.alone.append([scene.refer(words, self.tokens) for words in spoken])
         seen.expressions += sum(TOGETHER) + len(spoken)

@@ -24,6 +24,7 @@ from PIL import Image
 from rexthinker_edge.calibration.records import Box, Problem, Record, why
 from rexthinker_edge.runtime.boxes import EDGE_SLACK_PX, MAX_BOXES, Size
 from rexthinker_edge.runtime.errors import DataError
+from rexthinker_edge.runtime.image import FORMATS, ORIENTATION
 
 PictureSource = Path | bytes | NDArray[np.uint8]
 BAD = (
@@ -33,8 +34,6 @@ BAD = (
     OSError,
     RecursionError,
 )  # what reading a damaged line or picture raises
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
-_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -190,9 +189,9 @@ def picture_size(source: PictureSource) -> Size:
     if isinstance(source, np.ndarray):
         return int(source.shape[1]), int(source.shape[0])
     try:
-        with Image.open(source if isinstance(source, Path) else BytesIO(source), formats=_FORMATS) as image:
+        with Image.open(source if isinstance(source, Path) else BytesIO(source), formats=FORMATS) as image:
             width, height = image.size
-            turned = image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+            turned = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
     except FileNotFoundError as error:
         raise ValueError("the picture is missing") from error
     except (OSError, SyntaxError, ValueError, EOFError, KeyError, Image.DecompressionBombError) as error:

@@ -28,8 +28,7 @@ from rexthinker_edge.kernels.mrope import lower_mrope, rotary_table
 from rexthinker_edge.kernels.rms_norm import lower_rms_norm, lower_skip_rms_norm
 from rexthinker_edge.kernels.swiglu import lower_swiglu
 from rexthinker_edge.runtime.decoder_geometry import DecoderGeometry
-
-EMBEDDINGS_FILE = "embeddings.bin"
+from rexthinker_edge.runtime.manifest import EMBEDDINGS
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def write_decoder(
     level = 4 if recipe is None else recipe.accuracy_level
     embeddings = checkpoint.tensor("model.embed_tokens.weight", (config.vocab, config.hidden))
     if not dry:
-        with (out_dir / EMBEDDINGS_FILE).open("wb") as stream:
+        with (out_dir / EMBEDDINGS).open("wb") as stream:
             stream.write(embeddings.raw.data)
     with GraphWriter(out_dir / "decoder.onnx", dry) as graph:
         source = _Source(graph, checkpoint, config, weights, level)
@@ -141,7 +140,7 @@ def _head(source: _Source, x: str) -> str:
     found = source.weights.linear(name, (config.vocab, config.hidden), head=True)
     if not isinstance(found, Tensor):
         return source.integers(x, name, found)
-    place = StoredWeight(EMBEDDINGS_FILE, 0, found.raw.nbytes) if config.tied else None
+    place = StoredWeight(EMBEDDINGS, 0, found.raw.nbytes) if config.tied else None
     return lower_linear(graph, x, graph.weight(found, at=place))
 
 

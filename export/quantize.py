@@ -4,7 +4,7 @@ Contract  A `Weights` gives one linear layer at a time by its checkpoint name, s
           size. Rounding to nearest is asymmetric: a block's smallest and largest value (zero included) map
           to 0 and 2 ** bits - 1, so no value moves by more than half a step.
 Elsewhere what integers mean and how they are packed: kernels/matmul_nbits.py; GPTQ: gptq_layers.py;
-          checkpoints that are quantised already: imported.py; who asks: decoder_graph.py.
+          checkpoints that are quantised already: packed_checkpoint.py; who asks: decoder_graph.py.
 Source    docs/sources.md#int4
 """
 

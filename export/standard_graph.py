@@ -3,7 +3,7 @@
 What      TensorRT knows none of ONNX Runtime's own operators. Here a finished graph is read, each such
           operator is replaced by its standard lowering, stored bfloat16 and integer weights become float32,
           and the result is written beside nothing: it is a builder's input, never part of a bundle.
-Contract  Equal to the graph it was made from within float32 rounding (tests/export/test_standard_graph.py).
+Contract  Equal to the graph it was made from within float32 rounding (tests/export/test_tensorrt.py).
           An operator without a lowering, or one used in a way that is not known, is an error by name.
           Weights are read and written one at a time.
 Elsewhere what replaces what: standard_operators.py, kernels/standard_lowerings.py; half precision: half.py;

@@ -18,7 +18,6 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 PARSER_VERSION = "TensorRT 10.0 (onnx-tensorrt 10.1 GA, commit 96e78110)"
 OLDEST_OPSET, NEWEST_OPSET = 9, 20
 MOST_TOPK = 3839  # K must be less than 3840
-MOST_ELEMENTS = 2**31 - 1  # of one tensor
 
 FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16})
 NUMBERS = FLOATS | {TensorProto.INT32, TensorProto.INT64}

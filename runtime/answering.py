@@ -17,10 +17,10 @@ from dataclasses import replace
 from rexthinker_edge.runtime.answer import Answer, Status, read_answer
 from rexthinker_edge.runtime.asking import ROOM, Asked, Terms
 from rexthinker_edge.runtime.confidence import Likelihood, Sureness, sureness
-from rexthinker_edge.runtime.deadline import Deadline, DeadlinePassed
+from rexthinker_edge.runtime.deadline import Deadline, DeadlinePassed, monotonic_ms
 from rexthinker_edge.runtime.draft import Drafter, SceneDrafts
 from rexthinker_edge.runtime.errors import SceneBusyError
-from rexthinker_edge.runtime.generate import Finish, Generation, Limits, now_ms
+from rexthinker_edge.runtime.generate import Finish, Generation, Limits
 from rexthinker_edge.runtime.kv_cache import KVCache
 from rexthinker_edge.runtime.language import Language
 from rexthinker_edge.runtime.positions import text_positions
@@ -85,12 +85,12 @@ class Answerer:
 
     def _answer(self, asked: Asked, limits: Limits, prompt: PromptPath) -> Iterator[Event]:
         """One answer: its events, the result last."""
-        decoder, begun, question = self._language.decoder, now_ms(), asked.token_ids
+        decoder, begun, question = self._language.decoder, monotonic_ms(), asked.token_ids
         deadline = Deadline(limits.deadline_ms)
         with self._tree.lend(prompt.segments, limits.max_new_tokens + ROOM, deadline) as lent:
             positions = text_positions(prompt.next_position, len(question))
             logits = decoder.run(decoder.embed(question), positions, lent.cache, deadline=deadline)
-            prefilled = now_ms()
+            prefilled = monotonic_ms()
             after = prompt.next_position + len(question)
             drafts, choose = self._drafter(asked, lent.cache, after), asked.terms.manner.choose()
             notes = Likelihood()
@@ -100,14 +100,14 @@ class Answerer:
                 yield from telling.push(token)
             yield from telling.finish()
             assert generation.finish is not None
-            ms = Milliseconds(prefill=prefilled - begun, generate=now_ms() - prefilled)
+            ms = Milliseconds(prefill=prefilled - begun, generate=monotonic_ms() - prefilled)
             ids = tuple(generation.token_ids)
             written = Written(telling.text, generation.finish, ids, generation.passes, ms, notes)
             yield ResultEvent(self._written(asked, written, lent.reused, prompt))
 
     def _group(self, asked: Sequence[Asked], terms: Terms, prompt: PromptPath) -> list[Result]:
         """A few answers decoded in one cache."""
-        language, limits = self._language, terms.limits(self._language, now_ms())
+        language, limits = self._language, terms.limits(self._language, monotonic_ms())
         room = sum(len(one.token_ids) + limits.max_new_tokens + 2 for one in asked)
         try:
             with self._tree.lend(prompt.segments, room, Deadline(limits.deadline_ms)) as lent:

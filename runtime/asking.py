@@ -50,7 +50,7 @@ class Terms:
     bar: Bar | None
 
     def limits(self, language: Language, begun_ms: float) -> Limits:
-        """When an answer that begins at this instant of `now_ms()` has to end."""
+        """When an answer that begins at this instant of `monotonic_ms()` has to end."""
         until = None if self.deadline_ms is None else begun_ms + self.deadline_ms
         return Limits(frozenset(language.tokens.eos), self.max_new_tokens, until)
 

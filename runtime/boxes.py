@@ -44,20 +44,6 @@ def to_resized_px(boxes: Boxes, original: Size, resized: Size) -> NDArray[np.int
     return np.clip(scaled.astype(np.int64), 0, np.array([*resized, *resized]) - 1)
 
 
-def to_original_px(boxes: ArrayLike, resized: Size, original: Size) -> NDArray[np.float64]:
-    """Express boxes of the model's picture in pixels of the upright original.
-
-    Args:
-        boxes: (N, 4) numbers, (x0, y0, x1, y1) in resized pixels; N may be 0.
-        resized, original: (width, height) of the two pictures.
-
-    Returns:
-        (N, 4) float64, not clamped: the inverse of `to_resized_px` but for its truncation.
-    """
-    array = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-    return array / _sides(resized) * _sides(original)
-
-
 def to_thousandths(boxes: ArrayLike, size: Size) -> NDArray[np.int64]:
     """Express boxes in thousandths of a picture's sides, as grounded thoughts do.
 

@@ -21,7 +21,6 @@ class Device:
     bandwidth: float  # bytes a second
     half_flops: float  # a second
     reserve_bytes: int  # what system, driver and context keep
-    shared: bool  # CPU and GPU use one memory
 
 
 # Reserves: a Jetson without a desktop keeps about 1.2 GB, and CUDA with its libraries 0.6 GB more; a card
@@ -32,12 +31,12 @@ JETSON_RESERVE, CARD_RESERVE = 1_800_000_000, 1_100_000_000
 def _jetson(name: str, title: str, memory_gib: int, bandwidth_gb: float, half_tflops: float) -> Device:
     # The firmware keeps about 6 % of a Jetson's memory for itself: 8 GB modules show 7.4 GiB.
     usable = int(memory_gib * GIB * 0.94)
-    return Device(name, title, usable, bandwidth_gb * 1e9, half_tflops * 1e12, JETSON_RESERVE, shared=True)
+    return Device(name, title, usable, bandwidth_gb * 1e9, half_tflops * 1e12, JETSON_RESERVE)
 
 
 def _card(name: str, title: str, memory_gib: int, bandwidth_gb: float, half_tflops: float) -> Device:
     memory = memory_gib * GIB
-    return Device(name, title, memory, bandwidth_gb * 1e9, half_tflops * 1e12, CARD_RESERVE, shared=False)
+    return Device(name, title, memory, bandwidth_gb * 1e9, half_tflops * 1e12, CARD_RESERVE)
 
 
 DEVICES = {
@@ -55,4 +54,3 @@ DEVICES = {
         _card("h100", "H100 SXM 80 GB", 80, 3350, 989),
     )
 }
-CPU = "cpu"

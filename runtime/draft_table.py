@@ -17,7 +17,6 @@ Source    docs/drafting.md
 
 import mmap
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -166,13 +165,3 @@ def _damaged(path: Path, seen: str) -> BundleError:
         f"{path.parent.name}/{path.name}: {seen}, a draft table of this bundle is needed. "
         "Copy or export the bundle again."
     )
-
-
-def tokens_of(table: Table, state: int) -> Sequence[int]:
-    """The run a state stands for, shortest way; for tests and for looking inside."""
-    run: list[int] = []
-    while state:
-        run.insert(0, table._token[state])
-        parent = int(np.searchsorted(np.asarray(table._first), state, side="right")) - 1
-        state = parent
-    return run

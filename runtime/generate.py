@@ -20,6 +20,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rexthinker_edge.runtime.deadline import monotonic_ms
 from rexthinker_edge.runtime.decoder import Decoder
 from rexthinker_edge.runtime.kv_cache import KVCache
 from rexthinker_edge.runtime.positions import text_positions
@@ -37,7 +38,7 @@ class Finish(StrEnum):
 
 @dataclass(frozen=True)
 class Limits:
-    """When to stop. `deadline_ms` is an instant of `now_ms()`, None for no deadline."""
+    """When to stop. `deadline_ms` is an instant of `monotonic_ms()`, None for no deadline."""
 
     end_ids: frozenset[int]
     max_new_tokens: int
@@ -62,11 +63,6 @@ class Notes(Protocol):
 
     def note(self, logits: NDArray[np.float32], tokens: Sequence[int]) -> None:
         """These tokens were chosen from the first rows of (R, vocab) logits, one a row."""
-
-
-def now_ms() -> float:
-    """Milliseconds of the monotonic clock that deadlines are measured on."""
-    return time.monotonic() * 1000.0
 
 
 def greedy(logits: NDArray[np.float32]) -> list[int]:
@@ -177,7 +173,7 @@ class Generation:
         """The limit that forbids choosing one more token."""
         if len(self.token_ids) >= self.limits.max_new_tokens or self.full:
             return Finish.LENGTH
-        if self.limits.deadline_ms is not None and now_ms() >= self.limits.deadline_ms:
+        if self.limits.deadline_ms is not None and monotonic_ms() >= self.limits.deadline_ms:
             return Finish.DEADLINE
         return None
 

@@ -28,7 +28,7 @@ MAX_PIXELS = 80_000_000
 # Formats that are pictures and nothing else: EPS would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
 _SPOILT = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error)
-_ORIENTATION = 0x0112
+ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -169,7 +169,7 @@ def _too_large(name: str, seen: str) -> str:
 
 def _upright_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
     try:
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+        turn = _TURNS.get(image.getexif().get(ORIENTATION, 1))
         rgb = _rgb(image, name)
     except _SPOILT as error:
         raise _damaged(name, error) from error

@@ -35,7 +35,7 @@ def measure_cpu(int4: bool, threads: int | None = None) -> Rates:
         int4: whether the decoder's weights are MatMulNBits's, else float32.
         threads: cores one model uses; all when None.
     """
-    dense, weight = _session(_dense(), threads), np.full((DENSE_ROWS, COLUMNS), 1 / COLUMNS, np.float32)
+    dense, weight = _session(dense_graph(), threads), np.full((DENSE_ROWS, COLUMNS), 1 / COLUMNS, np.float32)
     one = _best(dense, _rows(1) | {"weight": weight}, 5)
     many = _best(dense, _rows(CHUNK) | {"weight": weight[:SMALL_ROWS]}, 30)
     overhead = measure_overhead(int4, threads)
@@ -53,7 +53,8 @@ def _rows(count: int) -> dict[str, NDArray[np.float32]]:
     return {"x": np.full((count, COLUMNS), 0.01, np.float32)}
 
 
-def _dense() -> bytes:
+def dense_graph() -> bytes:
+    """x @ weightᵀ in float32."""
     graph = TinyGraph()
     graph.output(lower_linear(graph, graph.free_input("x"), graph.free_input("weight")))
     return graph.serialise()

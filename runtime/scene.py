@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator
 
 from rexthinker_edge.runtime.answering import Answerer
 from rexthinker_edge.runtime.asking import Asked, agree, ask
-from rexthinker_edge.runtime.generate import Limits, now_ms
+from rexthinker_edge.runtime.deadline import monotonic_ms
+from rexthinker_edge.runtime.generate import Limits
 from rexthinker_edge.runtime.image import Picture
 from rexthinker_edge.runtime.kept_scene import save_scene
 from rexthinker_edge.runtime.language import Language
@@ -73,7 +74,9 @@ class Scene:
         """
         manner = Manner(drafting, temperature, seed)
         asked, limits = self._ask(expression, max_new_tokens, deadline_ms, max_risk, manner)
-        return _result(self._answerer.events(asked, limits))
+        *_, last = self._answerer.events(asked, limits)
+        assert isinstance(last, ResultEvent)
+        return last.result
 
     def refer_many(
         self, expressions: Iterable[str], max_new_tokens: int | None = None, deadline_ms: float | None = None,
@@ -95,7 +98,12 @@ class Scene:
         asked = [ask(language, prompt, expression, terms) for expression in checked]
         if prompt is not None and len(asked) > 1 and language.decoder.geometry.branches:
             return self._answerer.together(asked, terms)
-        return [_result(self._answerer.events(one, terms.limits(language, now_ms()))) for one in asked]
+        results = list[Result]()
+        for one in asked:
+            *_, last = self._answerer.events(one, terms.limits(language, monotonic_ms()))
+            assert isinstance(last, ResultEvent)
+            results.append(last.result)
+        return results
 
     def stream(
         self, expression: str, max_new_tokens: int | None = None, deadline_ms: float | None = None, *,
@@ -126,15 +134,8 @@ class Scene:
         max_risk: float | None, manner: Manner,
     ) -> tuple[Asked, Limits]:  # fmt: skip
         """What is asked, checked, and when it has to end: the deadline counts from here."""
-        started = now_ms()
+        started = monotonic_ms()
         expression = check_text("expression", expression)
         terms = agree(self._language, max_new_tokens, deadline_ms, max_risk, manner)
         asked = ask(self._language, self._prompt, expression, terms)
         return asked, terms.limits(self._language, started)
-
-
-def _result(events: Iterator[Event]) -> Result:
-    for event in events:
-        if isinstance(event, ResultEvent):
-            return event.result
-    raise AssertionError("events end with the result")

@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rexthinker_edge.runtime.confidence import Likelihood
-from rexthinker_edge.runtime.deadline import Deadline, DeadlinePassed
+from rexthinker_edge.runtime.deadline import Deadline, DeadlinePassed, monotonic_ms
 from rexthinker_edge.runtime.decoder import Decoder
-from rexthinker_edge.runtime.generate import Finish, Generation, Limits, greedy, held, now_ms
+from rexthinker_edge.runtime.generate import Finish, Generation, Limits, greedy, held
 from rexthinker_edge.runtime.kv_cache import KVCache
 from rexthinker_edge.runtime.positions import text_positions
 from rexthinker_edge.runtime.result import Milliseconds
@@ -106,7 +106,7 @@ class _Branch:
             self.finish = Finish.STOP
         elif len(self.token_ids) >= limits.max_new_tokens:
             self.finish = Finish.LENGTH
-        self.ended_ms = now_ms()
+        self.ended_ms = monotonic_ms()
         return len(won)
 
 
@@ -137,7 +137,7 @@ class Together:
                 self._pass(going)
         except DeadlinePassed:
             for branch in going:
-                branch.finish, branch.ended_ms = Finish.DEADLINE, now_ms()
+                branch.finish, branch.ended_ms = Finish.DEADLINE, monotonic_ms()
         return any(branch.finish is None for branch in going)
 
     def _pass(self, going: list[_Branch]) -> None:
@@ -192,9 +192,9 @@ def answer_together(
     Raises:
         DeadlinePassed: before the first token; later, answers end with Finish.DEADLINE.
     """
-    begun, prefix = now_ms(), cache.length
+    begun, prefix = monotonic_ms(), cache.length
     together = Together(decoder, cache, questions, limits)
-    prefilled = now_ms()
+    prefilled = monotonic_ms()
     while together.step():
         pass
     written = []
@@ -238,4 +238,4 @@ def _settle(decoder: Decoder, cache: KVCache, branch: _Branch, limits: Limits) -
         branch.likelihood.replace(index, notes)
         branch.finish, branch.passes = generation.finish, branch.passes + generation.passes
         break
-    branch.ended_ms = now_ms()
+    branch.ended_ms = monotonic_ms()

@@ -7,10 +7,19 @@ import numpy as np
 import pytest
 
 from rexthinker_edge.calibration.draft_table import learn_table, traces_of, write_table
-from rexthinker_edge.runtime.draft_table import MAGIC, Table, tokens_of
+from rexthinker_edge.runtime.draft_table import MAGIC, Table
 from rexthinker_edge.runtime.errors import BundleError, DataError, OptionError
 
 VOCAB = 9
+
+
+def tokens_of(table, state):
+    """The run a state stands for, shortest way."""
+    run = []
+    while state:
+        run.insert(0, table._token[state])
+        state = int(np.searchsorted(np.asarray(table._first), state, side="right")) - 1
+    return run
 
 
 def make_answers(seed=0, count=40):

@@ -13,11 +13,12 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from rexthinker_edge.export.checkpoint import Checkpoint
 from rexthinker_edge.export.config import ModelConfig, read_config
-from rexthinker_edge.export.decoder_graph import EMBEDDINGS_FILE, write_decoder
+from rexthinker_edge.export.decoder_graph import write_decoder
 from rexthinker_edge.export.quantize import IntegerRecipe
 from rexthinker_edge.export.vision_graph import write_vision
 from rexthinker_edge.runtime.decoder import Decoder
 from rexthinker_edge.runtime.embeddings import Embeddings
+from rexthinker_edge.runtime.manifest import EMBEDDINGS
 from rexthinker_edge.runtime.vision import VisionTower
 
 IMAGE, VIDEO, START, END = 90, 91, 92, 93
@@ -82,7 +83,7 @@ def one_thread() -> ort.SessionOptions:
 def open_decoder(directory: Path, out: Path, recipe: IntegerRecipe | None = None) -> Decoder:
     """Export a checkpoint's decoder into `out` and open it."""
     geometry = write_decoder(Checkpoint(directory), read_config(directory).text, out, MAX_LENGTH, recipe)
-    embeddings = Embeddings(out / EMBEDDINGS_FILE, geometry)
+    embeddings = Embeddings(out / EMBEDDINGS, geometry)
     return Decoder(out / "decoder.onnx", embeddings, geometry, one_thread())
 
 

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from rexthinker_edge.export.checkpoint import Checkpoint
 from rexthinker_edge.export.config import TextConfig
-from rexthinker_edge.export.decoder_graph import EMBEDDINGS_FILE, write_decoder
+from rexthinker_edge.export.decoder_graph import write_decoder
 from rexthinker_edge.kernels.grouped_query_attention import grouped_query_attention
 from rexthinker_edge.kernels.linear import linear
 from rexthinker_edge.kernels.mrope import mrope, rotary_table
@@ -20,6 +20,7 @@ from rexthinker_edge.runtime.decoder import Decoder
 from rexthinker_edge.runtime.embeddings import Embeddings, place_image
 from rexthinker_edge.runtime.errors import BundleError, TextError
 from rexthinker_edge.runtime.generate import Finish, Generation, Limits
+from rexthinker_edge.runtime.manifest import EMBEDDINGS
 from rexthinker_edge.runtime.positions import mrope_positions, text_positions
 
 CONFIG = TextConfig(
@@ -69,7 +70,7 @@ def open_decoder(bundle, **arguments):
     directory, geometry = bundle
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    embeddings = Embeddings(directory / EMBEDDINGS_FILE, geometry)
+    embeddings = Embeddings(directory / EMBEDDINGS, geometry)
     return Decoder(directory / "decoder.onnx", embeddings, geometry, options, **arguments)
 
 
@@ -225,7 +226,7 @@ def test_generation_limits(decoder, monkeypatch):
     assert (ended.finish, ended.passes) == (Finish.STOP, stop + 1)
 
     clock = iter(range(100))
-    monkeypatch.setattr(generate, "now_ms", lambda: float(next(clock)))
+    monkeypatch.setattr(generate, "monotonic_ms", lambda: float(next(clock)))
     late = start(Limits(frozenset(), 6, deadline_ms=3.0))
     assert list(late) == tokens[:2]  # asked at 0 and 1, 2 and 3: before each token and before each pass
     assert (late.finish, late.passes) == (Finish.DEADLINE, 2)
@@ -246,7 +247,7 @@ def test_generation_ends_where_the_table_ends(decoder):
 
 def test_embeddings(tmp_path, bundle, weights):
     directory, geometry = bundle
-    table = Embeddings(directory / EMBEDDINGS_FILE, geometry)
+    table = Embeddings(directory / EMBEDDINGS, geometry)
     np.testing.assert_array_equal(table.lookup([3, 3, 59]), weights["model.embed_tokens.weight"][[3, 3, 59]])
     path = tmp_path / "embeddings.bin"
     path.write_bytes(b"\x80\x3f\x49\xc0")

@@ -11,13 +11,14 @@ from safetensors.numpy import save_file
 from scipy.stats import chisquare
 
 from rexthinker_edge.export.checkpoint import Checkpoint
-from rexthinker_edge.export.decoder_graph import EMBEDDINGS_FILE, write_decoder
+from rexthinker_edge.export.decoder_graph import write_decoder
 from rexthinker_edge.export.quantize import IntegerRecipe
 from rexthinker_edge.runtime.decoder import Decoder
 from rexthinker_edge.runtime.draft_cost import PassCosts
 from rexthinker_edge.runtime.embeddings import Embeddings
 from rexthinker_edge.runtime.errors import OptionError
 from rexthinker_edge.runtime.generate import Finish, Generation, Limits, greedy, held, sampling
+from rexthinker_edge.runtime.manifest import EMBEDDINGS
 from rexthinker_edge.runtime.manner import Manner
 from rexthinker_edge.runtime.positions import text_positions
 from tests.runtime.test_decoder import CONFIG, make_weights
@@ -51,7 +52,7 @@ def decoder(request, tmp_path_factory):
     geometry = write_decoder(Checkpoint(directory), CONFIG, directory, 96, recipe)
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    embeddings = Embeddings(directory / EMBEDDINGS_FILE, geometry)
+    embeddings = Embeddings(directory / EMBEDDINGS, geometry)
     return Decoder(directory / "decoder.onnx", embeddings, geometry, options)
 
 

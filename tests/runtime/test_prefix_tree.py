@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from rexthinker_edge.export.checkpoint import Checkpoint
-from rexthinker_edge.export.decoder_graph import EMBEDDINGS_FILE, write_decoder
+from rexthinker_edge.export.decoder_graph import write_decoder
 from rexthinker_edge.runtime.deadline import NEVER, Deadline, DeadlinePassed, monotonic_ms
 from rexthinker_edge.runtime.decoder import Decoder
 from rexthinker_edge.runtime.embeddings import Embeddings
 from rexthinker_edge.runtime.kept_rows import expand, keep
 from rexthinker_edge.runtime.kv_cache import row_bytes
+from rexthinker_edge.runtime.manifest import EMBEDDINGS
 from rexthinker_edge.runtime.positions import text_positions
 from rexthinker_edge.runtime.prefix_tree import PrefixTree, content_key
 from rexthinker_edge.runtime.prompt_path import SeenPicture, prompt_path
@@ -49,7 +50,7 @@ def decoder(tmp_path_factory):
     geometry = write_decoder(Checkpoint(directory), CONFIG, directory, 96, None)
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    embeddings = Embeddings(directory / EMBEDDINGS_FILE, geometry)
+    embeddings = Embeddings(directory / EMBEDDINGS, geometry)
     return Decoder(directory / "decoder.onnx", embeddings, geometry, options, prefill_chunk=4)
 
 

@@ -8,13 +8,14 @@ import pytest
 from safetensors.numpy import save_file
 
 from rexthinker_edge.export.checkpoint import Checkpoint
-from rexthinker_edge.export.decoder_graph import EMBEDDINGS_FILE, write_decoder
+from rexthinker_edge.export.decoder_graph import write_decoder
 from rexthinker_edge.export.quantize import IntegerRecipe
 from rexthinker_edge.runtime import together
-from rexthinker_edge.runtime.deadline import DeadlinePassed
+from rexthinker_edge.runtime.deadline import DeadlinePassed, monotonic_ms
 from rexthinker_edge.runtime.decoder import Decoder
 from rexthinker_edge.runtime.embeddings import Embeddings
-from rexthinker_edge.runtime.generate import Finish, Generation, Limits, now_ms
+from rexthinker_edge.runtime.generate import Finish, Generation, Limits
+from rexthinker_edge.runtime.manifest import EMBEDDINGS
 from rexthinker_edge.runtime.positions import text_positions
 from rexthinker_edge.runtime.together import Question, Together, answer_together
 from tests.runtime.test_decoder import CONFIG, make_weights
@@ -40,7 +41,7 @@ def decoder(request, tmp_path_factory):
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     return Decoder(
-        directory / "decoder.onnx", Embeddings(directory / EMBEDDINGS_FILE, geometry), geometry, options
+        directory / "decoder.onnx", Embeddings(directory / EMBEDDINGS, geometry), geometry, options
     )
 
 
@@ -164,12 +165,12 @@ def test_questions_longer_than_a_chunk(decoder, monkeypatch):
 
 
 def test_deadline(decoder):
-    late = Limits(frozenset(), 20, now_ms() - 1)
+    late = Limits(frozenset(), 20, monotonic_ms() - 1)
     with pytest.raises(DeadlinePassed):
         answer_together(decoder, Plain(), read_prefix(decoder), asked(QUESTIONS[:2]), late)
     running = Together(decoder, read_prefix(decoder), asked(QUESTIONS[:3]), Limits(frozenset(), 20))
     assert running.step()
-    running.limits = replace(running.limits, deadline_ms=now_ms() - 1)
+    running.limits = replace(running.limits, deadline_ms=monotonic_ms() - 1)
     assert not running.step()
     assert [branch.finish for branch in running.branches] == [Finish.DEADLINE] * 3
     assert [len(branch.token_ids) for branch in running.branches] == [2] * 3
