@@ -2,6 +2,7 @@
 
 import json
 import threading
+import traceback
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from rexthinker_edge.runtime.errors import (
 )
 from rexthinker_edge.runtime.image import read_picture
 from rexthinker_edge.runtime.result import CandidatesEvent, DecidedEvent, ResultEvent, TextEvent
-from rexthinker_edge.runtime.thinker import load
+from rexthinker_edge.runtime.thinker import load, small_bundle
 from rexthinker_edge.runtime.trace import Verdict
 from tests.conftest import hinted
 
@@ -84,6 +85,28 @@ def test_the_prefix_is_read_once(make_world):
     suffixes = first.tokens.prompt + second.tokens.prompt - 2 * prefix_tokens
     assert world.decoder.read == prefix_tokens + suffixes
     assert first.tokens.passes == first.tokens.generated
+
+
+def test_a_question_reaches_onnx_runtime_in_seven_calls():
+    """The way that CONTRIBUTING.md shows; counted where the token loop calls the session."""
+    thinker = load(small_bundle(), threads=1, drafting=False)
+    scene, decoder = thinker.look(PICTURE, "ball", boxes=MINE), thinker._parts.language.decoder
+    session, ways = decoder.session, set()
+
+    class Watched:
+        def __getattr__(self, name):
+            return getattr(session, name)
+
+        def run_with_iobinding(self, *arguments):
+            names = [frame.name for frame in traceback.extract_stack()]
+            ways.add(tuple(names[names.index("refer") + 1 :]))
+            session.run_with_iobinding(*arguments)
+
+    decoder.session = Watched()
+    scene.refer("the left ball", max_new_tokens=3)
+    question = ("events", "_answer", "run", "_pass", "run_with_iobinding")
+    token = ("events", "_answer", "__iter__", "_read", "run", "_pass", "run_with_iobinding")
+    assert ways == {question, token}
 
 
 def test_shared_times_are_told_once(make_world):
