@@ -50,7 +50,8 @@ def genai(place: Path, shape: Shape, tokenizer: Path, python: str, builder_pytho
         builder = ran([python, "-c", _FIND_BUILDER], "onnxruntime-genai").strip()
         out.mkdir()
         source, narrow = out / "checkpoint", out / "narrow"
-        write_checkpoint(source, replace(shape, **NARROW), tokenizer)
+        small = replace(shape, vocab=NARROW["vocab"], intermediate=NARROW["intermediate"])
+        write_checkpoint(source, small, tokenizer)
         command = [
             builder_python, builder, "-i", str(source), "-o", str(narrow), "-p", "int4", "-e", "cpu",
             "-c", str(out / "cache"), "--extra_options", "accuracy_level=4", "prune_lm_head=true",

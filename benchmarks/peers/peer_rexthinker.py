@@ -188,13 +188,12 @@ class ReplayTogether(Together):
     ) -> NDArray[np.float32]:
         self.passes += 1
         logits = super()._read(ids, positions, owners, rows)
-        told = np.zeros_like(logits)
         for row, at in enumerate(rows):
             question, answer = self._questions[owners[at]], self._answers[owners[at]]
             index = int(positions[0, at]) - question.position - len(question.token_ids) + 1
             if index < len(answer):
-                told[row, answer[index]] = 1
-        return told
+                logits[row, answer[index]] = 2 * np.abs(logits[row]).max() + 1  # far from a tie
+        return logits
 
 
 def open_peer(settings: dict[str, Any]) -> Peer:

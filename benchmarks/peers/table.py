@@ -168,17 +168,18 @@ def _detail(run: Run, row: Row) -> str:
 
 
 def _refused(run: Run) -> list[str]:
-    """What could not be done, with the reason; one line where all steps of a system have one reason."""
-    lines = list[str]()
-    told = set[tuple[str, str]]()
-    for name, opened in run.found["peers"].items():
-        if not opened["ok"]:
-            lines.append(f"- {name} did not open: {opened['error']}")
-            told.add((name, opened["error"]))
+    """What could not be done, a line for each system and reason."""
+    told: dict[tuple[str, str], list[str]] = {
+        (name, opened["error"]): ["did not open"]
+        for name, opened in run.found["peers"].items()
+        if not opened["ok"]
+    }
     for refusal in run.found["could_not"]:
-        if (refusal["peer"], refusal["error"]) not in told:
+        steps = told.setdefault((refusal["peer"], refusal["error"]), [])
+        if steps != ["did not open"]:
             way = "" if refusal["way"] == "-" else f" ({refusal['way']})"
-            lines.append(f"- {refusal['peer']}, {refusal['step']}{way}: {refusal['error']}")
+            steps.append(refusal["step"] + way)
+    lines = [f"- {name}: {', '.join(steps)}: {error}" for (name, error), steps in told.items()]
     return ["Could not be done:", "", *lines] if lines else []
 
 

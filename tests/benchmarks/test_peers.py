@@ -205,8 +205,8 @@ def test_the_table_says_it_in_words(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "| eight questions in 3x the time of one | 1.00x |" in text
     assert "| token | llama.cpp | one row | 2 | 750 ms | 125 ms | 3.00 (1.00) | 1000 MB, 67%" in text
     assert "not compared: not so used" in text
-    assert "- llama.cpp, token (broken): RuntimeError: cannot" in text
-    assert "- gone did not open: not installed" in text
+    assert "- llama.cpp: token (broken): RuntimeError: cannot" in text
+    assert "- gone: did not open: not installed" in text
     assert "4.79 times the slice's weights" in text
 
 
