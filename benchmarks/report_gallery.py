@@ -17,6 +17,7 @@ from rexthinker_edge.calibration.records import Problem
 from rexthinker_edge.runtime.errors import ImageError
 from rexthinker_edge.runtime.evidence import Evidence
 from rexthinker_edge.runtime.image import read_picture
+from rexthinker_edge.runtime.trace import thought_of
 
 FLIPS = 6  # of each pair
 LONGEST_PX = 560
@@ -60,19 +61,13 @@ def seen_item(item: dict[str, Any], names: Sequence[str], dataset: Dataset) -> F
             pixels_HWC=pixels,
             boxes=boxes,
             answers=frozenset(item["indices"][side]),
-            thought=thought(item["text"][side]),
+            thought=thought_of(item["text"][side]),
             notes=(("answered", _names(item["category"], item["indices"][side])),),
         )
         for side, name in enumerate(names)
     )
     told = f"item {item['number']}, {item['domain']}; the truth: {truth}"
     return Flip(item["referring"], told, sides)
-
-
-def thought(text: str) -> str:
-    """What stands between <think> and </think>; all of it where the model wrote no such marks."""
-    head, opened, rest = text.partition("<think>")
-    return (rest if opened else head).partition("</think>")[0].strip()
 
 
 def _names(category: str, indices: list[int]) -> str:

@@ -10,7 +10,7 @@ Source    docs/sources.md#humanref
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +20,11 @@ from PIL import Image
 from rexthinker_edge.calibration.dataset import Dataset, find_picture, line_offsets
 from rexthinker_edge.calibration.records import (
     Box,
-    Problem,
     Record,
     new_directory,
     plain_numbers,
     read_boxes,
     read_text,
-    why,
 )
 from rexthinker_edge.runtime.errors import DataError
 
@@ -60,27 +58,6 @@ def write_humanref(directory: Path | str, items: Iterable[tuple[Record, NDArray[
                 lines.write(json.dumps(_to_json(record, width, height), ensure_ascii=False) + "\n")
                 count += 1
     return count
-
-
-def read_humanref(directory: Path | str, problems: list[Problem] | None = None) -> Iterator[Record]:
-    """Read a HumanRef folder's records, one line at a time.
-
-    Args:
-        problems: receives the lines that could not be read.
-
-    Raises:
-        DataError: there is no `annotations.jsonl`.
-    """
-    path = _annotations(Path(directory))
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                yield _from_json(json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
-                if problems is not None:
-                    problems.append(Problem(path.name, number, why(error)))
 
 
 class HumanRef(Dataset):

@@ -26,7 +26,7 @@ from rexthinker_edge.benchmarks.distributions import (
 from rexthinker_edge.benchmarks.gate import Gate
 from rexthinker_edge.benchmarks.report import ENDINGS, check_ending, compared, write_report
 from rexthinker_edge.benchmarks.report_alone import alone
-from rexthinker_edge.benchmarks.report_gallery import gallery, thought
+from rexthinker_edge.benchmarks.report_gallery import gallery
 from rexthinker_edge.benchmarks.report_svg import Axis, spread_labels, ticks
 from rexthinker_edge.benchmarks.run_file import Item
 from rexthinker_edge.benchmarks.subjects import BundleSubject, verdict_confidences
@@ -221,8 +221,6 @@ def test_flips_share_their_picture_and_keep_their_thoughts(scenes: Listed, tmp_p
     assert text.count("data:image/png") == 1  # all of these pictures are one
     assert text.count('<use href="#picture-0"/>') == 3
     assert "Ball 2: blue" in text
-    assert thought("<think>a</think><answer>b") == "a"
-    assert thought("cut off") == "cut off"
     scenes.listed[0] = None
     assert [flip.heading for flip in gallery(report, scenes)[0][1]] == ["nothing"]
 

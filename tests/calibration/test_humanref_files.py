@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rexthinker_edge.calibration.cot_pair import PAIR, REJECTION_PAIR, CotPair
-from rexthinker_edge.calibration.humanref import box_rle, read_humanref, write_humanref
+from rexthinker_edge.calibration.humanref import HumanRef, box_rle, write_humanref
 from rexthinker_edge.calibration.humanref_cot import write_humanref_cot
 from rexthinker_edge.calibration.records import Problem, Record
 from rexthinker_edge.runtime.errors import DataError
@@ -32,11 +32,16 @@ def _picture(seed: int) -> NDArray[np.uint8]:
 ITEMS = [(FOUND, _picture(0)), (AGAIN, _picture(0)), (ABSENT, _picture(1))]
 
 
+def read_humanref(folder: Path, problems: list[Problem] | None = None) -> list[Record]:
+    with HumanRef(folder) as dataset:
+        return [record for _, record in dataset.records([] if problems is None else problems)]
+
+
 def test_humanref_reads_back_equal(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "set"
     assert write_humanref(folder, ITEMS) == 3
     problems: list[Problem] = []
-    assert list(read_humanref(folder, problems)) == [replace(record, trace=None) for record, _ in ITEMS]
+    assert read_humanref(folder, problems) == [replace(record, trace=None) for record, _ in ITEMS]
     assert problems == []
     assert sorted(path.name for path in (folder / "images").iterdir()) == ["a.png", "b.png"]
     assert (np.asarray(Image.open(folder / "images" / "b.png")) == _picture(1)).all()
@@ -226,7 +231,7 @@ def test_cot_names_bad_lines_and_goes_on(tmp_path: Path) -> None:
 
 def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"annotations\.jsonl: no such file"):
-        next(read_humanref(tmp_path))
+        read_humanref(tmp_path)
     with pytest.raises(DataError, match=r"humanref_cot\.annotations\.tsv\.lineidx: no such file"):
         CotPair(tmp_path)
     _real_pair(tmp_path / "set", [_annotation(0)], [b"one.jpg\tAAAA"])
