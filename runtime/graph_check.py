@@ -12,9 +12,8 @@ Source    docs/bundle.md#graphs
 
 import mmap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from rexthinker_edge.runtime.errors import BundleError
 
@@ -40,8 +39,7 @@ class GraphError(ValueError):
     """What is wrong in the file; `check_graph` says in which."""
 
 
-@dataclass(frozen=True)
-class _Field:
+class _Field(NamedTuple):  # a graph has 50,000 of them
     """One field: its number, and its value or, of bytes, where they lie."""
 
     number: int
@@ -186,6 +184,8 @@ class _Reader:
             at += size
 
     def varint(self, at: int, stop: int) -> tuple[int, int]:
+        if at < stop and (first := self.data[at]) < 128:  # most are one byte
+            return first, at + 1
         value = 0
         for count in range(MAX_VARINT_BYTES):
             if at + count >= stop:

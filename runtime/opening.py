@@ -21,7 +21,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as refusals
 
 from rexthinker_edge.runtime.errors import BundleError
 
-LATE_BYTES = 256_000_000  # smaller ones are packed in a fraction of a second
+LATE_BYTES = 256_000_000  # smaller ones are packed in half a second
 # What InferenceSession raises; they share no base but Exception.
 REFUSALS = (
     refusals.Fail,
@@ -32,6 +32,19 @@ REFUSALS = (
     refusals.NotImplemented,
     refusals.RuntimeException,
 )
+
+
+def session_options(threads: int = 0) -> ort.SessionOptions:
+    """How every session on the CPU is opened; 0 threads are all cores.
+
+    ONNX Runtime is not to find, at opening, buffers that later values could take over: its search compares
+    each value with every free buffer, 1.5 of the 2.3 seconds of a Swin-T detector. A buffer that is free
+    serves the next value all the same, by way of the arena (docs/full-size.md#opening).
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.enable_mem_reuse = False
+    return options
 
 
 def open_session(path: Path, options: ort.SessionOptions | None, providers: Sequence[str]) -> Any:
@@ -66,7 +79,7 @@ class LateSession:
 
     def __init__(self, path: Path, options: ort.SessionOptions | None, providers: Sequence[str]) -> None:
         """Read the graph without packing."""
-        unpacked = ort.SessionOptions()
+        unpacked = session_options(1)
         unpacked.add_session_config_entry("session.disable_prepacking", "1")
         unpacked.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         unpacked.log_severity_level = 3

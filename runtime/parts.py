@@ -1,19 +1,19 @@
 """The models of a bundle, opened where they are to run.
 
-Contract  The three graphs are opened at the same time, the tokenizers meanwhile. No graph is read by ONNX
-          Runtime that reaches outside the bundle, and what is opened has the shapes that the manifest states.
-          What a device cannot run is an error, never replaced.
+Contract  The graphs are opened at the same time, the tokenizers meanwhile. No graph is read by ONNX Runtime
+          that reaches outside the bundle, and what is opened has the shapes that the manifest states. What a
+          device cannot run is an error, never replaced.
 Elsewhere sessions: opening.py; on a GPU: cuda_parts.py; engines: engine.py; graphs packed before:
           prepared.py; the checks: graph_check.py, session_check.py; who uses them: looking.py, answering.py.
 Source    docs/sources.md#thinker
 """
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import onnxruntime as ort
 
@@ -36,6 +36,8 @@ from rexthinker_edge.runtime.result import BundleInfo
 from rexthinker_edge.runtime.session_check import check_decoder, check_vision
 from rexthinker_edge.runtime.tokens import TextTokenizer
 from rexthinker_edge.runtime.vision import VisionTower
+
+Opened = TypeVar("Opened")
 
 
 @dataclass(frozen=True)
@@ -61,21 +63,27 @@ def open_parts(
         BundleError: ONNX Runtime cannot open a graph, or a tokenizer or the embeddings are not as described.
     """
     manifest = opened.manifest
-    _check_graphs(opened)
-    embeddings = Embeddings(opened.file(manifests.EMBEDDINGS), manifest.decoder)
     placement = read_device(device)
     gpu = _gpu(opened, placement, options)
     ready = find(opened, prepared) if placement.kind == "cpu" else None
     graphs = _Graphs(opened, options, placement, gpu, ready)
-    with ThreadPoolExecutor(3) as pool:
-        decoder = pool.submit(graphs.decoder, embeddings)
-        vision, detector = pool.submit(graphs.vision), pool.submit(graphs.detector)
+    with ThreadPoolExecutor(4) as pool:
+
+        def begin(name: str, opens: Callable[[], Opened]) -> Future[Opened]:
+            _check_graph(opened, name)  # Python's work, like the tokenizer, while others are being opened
+            return pool.submit(opens)
+
+        sight = begin(manifests.DETECTOR, graphs.sight)  # first, for it takes longest
+        text = None if manifest.detector.tables is None else begin(manifests.DETECTOR_TEXT, graphs.text)
+        vision = begin(manifests.VISION, graphs.vision)
+        decoder = begin(manifests.DECODER, graphs.decoder)
         tokenizer = _tokenizer(opened)
         info = BundleInfo(manifest.name, opened.digest)
         drafting = Drafting(_draft_table(opened))
         prompt, tokens, risk = manifest.prompt, manifest.tokens, manifest.risk
+        detector = graphs.detector(sight.result(), None if text is None else text.result())
         language = Language(tokenizer, decoder.result(), prompt, tokens, info, drafting, risk)
-        parts = Parts(detector.result(), vision.result(), language)
+        parts = Parts(detector, vision.result(), language)
     for session in (parts.vision.session, parts.language.decoder.session):
         start_packing(session)  # only now: it would take the cores from what must be there at once
     return parts
@@ -91,8 +99,9 @@ class _Graphs:
     gpu: CudaParts | None
     ready: Prepared | None
 
-    def decoder(self, embeddings: Embeddings) -> Decoder:
+    def decoder(self) -> Decoder:
         geometry = self.opened.manifest.decoder
+        embeddings = Embeddings(self.opened.file(manifests.EMBEDDINGS), geometry)
         with _opening(self.opened, manifests.DECODER) as path:
             place, how = self._place(manifests.DECODER)
             made = self.gpu.decoder(embeddings) if self.gpu else Decoder(place, embeddings, geometry, how)
@@ -108,13 +117,25 @@ class _Graphs:
         check_vision(made.session, manifest.vision, manifest.decoder.hidden, path)
         return made
 
-    def detector(self) -> Detector:
+    def sight(self) -> Any:
+        """The detector's session."""
         with _opening(self.opened, manifests.DETECTOR):
-            tokens = self.opened.file(manifests.DETECTOR_TOKENIZER)
             session = self.gpu.detector() if self.gpu else self._engine(manifests.DETECTOR)
-            text = self.gpu.text() if self.gpu else None
-            place, how = self._place(manifests.DETECTOR)
-            return Detector(place, tokens, self.opened.manifest.detector, how, session, text)
+            return session or self._session(manifests.DETECTOR)
+
+    def text(self) -> Any:
+        """The session of the detector's text branch."""
+        with _opening(self.opened, manifests.DETECTOR_TEXT):
+            return self.gpu.text() if self.gpu else self._session(manifests.DETECTOR_TEXT)
+
+    def detector(self, sight: Any, text: Any) -> Detector:
+        """The detector of its sessions."""
+        tokens, geometry = self.opened.file(manifests.DETECTOR_TOKENIZER), self.opened.manifest.detector
+        return Detector(self.opened.file(manifests.DETECTOR), tokens, geometry, None, sight, text)
+
+    def _session(self, name: str) -> ort.InferenceSession:
+        path, options = self._place(name)
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def _place(self, name: str) -> tuple[Path, ort.SessionOptions]:
         """Where a graph lies, and how it is opened."""
@@ -135,12 +156,9 @@ def _gpu(opened: Bundle, placement: Placement, options: ort.SessionOptions) -> C
     return CudaParts(opened, placement, options.intra_op_num_threads)
 
 
-def _check_graphs(opened: Bundle) -> None:
-    """BundleError where a graph reaches outside the bundle; ONNX Runtime has read none of them yet."""
-    sizes = {name: entry.bytes for name, entry in opened.manifest.files.items()}
-    for name in sorted(sizes):
-        if name.endswith(".onnx"):
-            check_graph(opened.file(name), sizes)
+def _check_graph(opened: Bundle, name: str) -> None:
+    """BundleError where a graph reaches outside the bundle; ONNX Runtime has not read it yet."""
+    check_graph(opened.file(name), {known: entry.bytes for known, entry in opened.manifest.files.items()})
 
 
 def _tokenizer(opened: Bundle) -> TextTokenizer:

@@ -29,7 +29,7 @@ from rexthinker_edge.runtime import manifest as manifests
 from rexthinker_edge.runtime.bundle import ALWAYS_HASHED_BYTES, Bundle, file_sha256, flush
 from rexthinker_edge.runtime.errors import DeviceError
 from rexthinker_edge.runtime.manifest import FileEntry
-from rexthinker_edge.runtime.opening import REFUSALS, refusal
+from rexthinker_edge.runtime.opening import REFUSALS, refusal, session_options
 from rexthinker_edge.runtime.strict_json import StrictJsonError, parse, to_dataclass, to_json
 
 CARD, CARD_FORMAT = "card.json", 1
@@ -149,8 +149,8 @@ def remove(opened: Bundle, root: Path | None = None) -> bool:
 
 def plain_options(threads: int) -> ort.SessionOptions:
     """Options for a graph that is optimised already."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    options = session_options(threads)
+    options.log_severity_level = 3
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return options
 
@@ -175,8 +175,8 @@ def _answer(opened: Bundle, root: Path | None) -> str:
 
 
 def _pack(source: Path, target: Path, packed: bool) -> None:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    options = session_options(1)
+    options.log_severity_level = 3
     options.optimized_model_filepath = str(target)
     entries = {
         "session.optimized_model_external_initializers_file_name": f"{target.name}.data",

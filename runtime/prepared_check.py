@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 
 from rexthinker_edge.runtime.bundle import open_bundle
+from rexthinker_edge.runtime.opening import session_options
 from rexthinker_edge.runtime.parts import open_parts
 from rexthinker_edge.runtime.thinker import Thinker
 
@@ -23,8 +23,7 @@ TOKENS = 4
 
 def outcome(bundle: Path, root: Path | None) -> str:
     """What the bundle makes of a picture of noise."""
-    opened, options = open_bundle(bundle), ort.SessionOptions()
-    options.intra_op_num_threads = 1
+    opened, options = open_bundle(bundle), session_options(1)
     parts = open_parts(opened, options, "cpu", root or bundle / "nothing-prepared")
     picture = np.random.default_rng(7).integers(0, 256, (112, 140, 3), np.uint8)
     logits, shares = parts.detector.raw(picture, "person")

@@ -24,6 +24,7 @@ from rexthinker_edge.runtime.image import Source, read_picture
 from rexthinker_edge.runtime.kept_rows import STORAGES
 from rexthinker_edge.runtime.kept_scene import restore_scene
 from rexthinker_edge.runtime.looking import Looker
+from rexthinker_edge.runtime.opening import session_options
 from rexthinker_edge.runtime.parts import Parts, open_parts
 from rexthinker_edge.runtime.prefix_tree import PrefixTree
 from rexthinker_edge.runtime.prepared import find
@@ -159,10 +160,8 @@ def load(
         )
     _check_memory(memory_bytes, idle_kv)
     opened = open_bundle(small_bundle() if path is None else path)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or 0
     cores = threads or os.cpu_count() or 1
-    parts = open_parts(opened, options, device)
+    parts = open_parts(opened, session_options(threads or 0), device)
     if parts.language.drafting is not None:
         parts.language.drafting.on = drafting
     return Thinker(opened, parts, device, cores, memory_bytes, idle_kv)

@@ -15,13 +15,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from rexthinker_edge.runtime.errors import BundleError, TextError
 from rexthinker_edge.runtime.prompt import Part, Special
 
 MAX_TEXT_CHARACTERS = 2_000
 MAX_TOKENIZER_BYTES = 64_000_000  # Qwen2.5-VL's has 7 MB
+# What a BPE model has beside tokens and merges; a file with anything else is left to the library whole.
+BPE_OPTIONS = (
+    "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback",
+    "ignore_merges",
+)  # fmt: skip
 
 
 def read_tokenizer_json(path: Path) -> Any:
@@ -46,7 +51,7 @@ class TextTokenizer:
         try:
             content = read_tokenizer_json(path)
             self._special_ids = {str(token["content"]): int(token["id"]) for token in content["added_tokens"]}
-            plain = json.dumps({**content, "added_tokens": [], "post_processor": None})
+            plain = {**content, "added_tokens": [], "post_processor": None}
             decoder = content["decoder"]["type"]
             self.largest_id = max(*content["model"]["vocab"].values(), *self._special_ids.values())
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
@@ -151,11 +156,30 @@ def check_text(what: str, text: object) -> str:
     return stripped
 
 
-def _load(content: str, path: Path) -> Tokenizer:
+def _load(content: dict[str, Any], path: Path) -> Tokenizer:
     try:
-        return Tokenizer.from_str(content)
+        return _with_model(content) if _is_handed_over(content["model"]) else _from_text(content)
     except Exception as error:  # the library raises nothing more precise
         raise _not_ours(path, f"it cannot be read ({error})") from error
+
+
+def _is_handed_over(model: dict[str, Any]) -> bool:
+    """Whether the model is BPE with merges as pairs; files of older libraries have them as text."""
+    pairs = all(type(pair) is list and len(pair) == 2 for pair in model["merges"])
+    return pairs and model.keys() <= {"type", "vocab", "merges", *BPE_OPTIONS} and model.get("type") == "BPE"
+
+
+def _with_model(content: dict[str, Any]) -> Tokenizer:
+    """The tokenizer, its 150,000 tokens and merges handed over instead of written and parsed once more."""
+    model = content["model"]
+    made = _from_text({**content, "model": {**model, "vocab": {}, "merges": []}})
+    options = {key: model[key] for key in BPE_OPTIONS if model.get(key) is not None}
+    made.model = models.BPE(model["vocab"], [tuple(pair) for pair in model["merges"]], **options)
+    return made
+
+
+def _from_text(content: dict[str, Any]) -> Tokenizer:
+    return Tokenizer.from_str(json.dumps(content))
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -125,6 +125,18 @@ def random_text(rng: random.Random) -> str:
             continue
 
 
+def test_merges_as_text_mean_the_same_as_pairs(tmp_path):
+    """Older libraries wrote "a b" for ["a", "b"]; both are read, whichever way the library is given them."""
+    path = small_tokenizer(tmp_path / "tokenizer.json")
+    content = json.loads(path.read_text())
+    assert all(len(pair) == 2 for pair in content["model"]["merges"])
+    pairs = TextTokenizer(path)
+    content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]
+    path.write_text(json.dumps(content))
+    text = "Please detect the red ball: Ball 1 ✅ ñ [[12, 20]]}\n"
+    assert TextTokenizer(path).encode_plain(text) == pairs.encode_plain(text)
+
+
 def test_the_cut_is_invisible(tokenizer):
     """Prefix ids + suffix ids = ids of the whole, 1,000 times."""
     rng = random.Random(20)
@@ -176,6 +188,8 @@ def test_unknown_special(tokenizer):
         ({"decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True}}, "its decoder is not ByteLevel"),
         ({"added_tokens": [{"content": "a", "id": 64}]}, "plain text yields the special token a"),
         ({"model": {"type": "Nonsense"}}, "it cannot be read"),
+        ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}}, "it cannot be read"),
+        ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", 1]]}}, "it cannot be read"),
         ({"added_tokens": None}, "it cannot be read"),
     ],
 )
