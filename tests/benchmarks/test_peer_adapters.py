@@ -2,15 +2,18 @@
 
 import ctypes
 import sys
+import weakref
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from rexthinker_edge.benchmarks.peers import worker
+from rexthinker_edge.benchmarks.peers.shape import Shape
 from rexthinker_edge.benchmarks.peers.work import random_work
 
 WORK = random_work(640, 600, 6, 3)
@@ -197,3 +200,101 @@ def test_genai_rewinds_to_the_prefix_before_every_question(monkeypatch: pytest.M
     assert peer.generator.log[0] == f"read (8, {PREFIX + min(map(len, WORK.questions))})"
     worker.timed(peer, "second", "rewind_to")  # a fresh generator: the batch's has no prefix of its own
     assert peer.generator.options.batch_size == 1
+
+
+class FakePipeline:
+    """OpenVINO GenAI's continuous batching: a request lives as long as its handle does."""
+
+    made: ClassVar[list[Any]] = []
+
+    def __init__(self, path: str, scheduler: SimpleNamespace, device: str, options: dict[str, Any]) -> None:
+        assert scheduler.enable_prefix_caching
+        self.options, self.asked, self.steps = options, list[list[int]](), 0
+        self.handles: weakref.WeakSet[FakeHandle] = weakref.WeakSet()
+        self.short = 0
+        FakePipeline.made.append(self)
+
+    def add_request(self, number: int, ids: NDArray[np.int64], config: SimpleNamespace) -> "FakeHandle":
+        assert config.ignore_eos
+        self.asked.append(ids[0].tolist())
+        handle = FakeHandle(config.max_new_tokens - self.short)
+        self.handles.add(handle)
+        return handle
+
+    def has_non_finished_requests(self) -> bool:
+        return any(handle.written < handle.wanted for handle in self.handles)
+
+    def step(self) -> None:
+        self.steps += 1
+        for handle in self.handles:
+            handle.written += handle.written < handle.wanted
+
+
+class FakeHandle:
+    """What a request has written."""
+
+    def __init__(self, wanted: int) -> None:
+        self.wanted, self.written = wanted, 0
+
+    def can_read(self) -> bool:
+        return self.written > 0
+
+    def read_all(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(generated_ids=[7] * self.written)]
+
+    def get_status(self) -> str:
+        return "FINISHED"
+
+
+@pytest.fixture
+def openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    genai, plain = ModuleType("openvino_genai"), ModuleType("openvino")
+    vars(genai).update(
+        ContinuousBatchingPipeline=FakePipeline, SchedulerConfig=SimpleNamespace,
+        GenerationConfig=SimpleNamespace, __version__="0",
+    )  # fmt: skip
+    vars(plain).update(Tensor=lambda array: array, __version__="0")
+    monkeypatch.setitem(sys.modules, "openvino_genai", genai)
+    monkeypatch.setitem(sys.modules, "openvino", plain)
+    monkeypatch.setattr(FakePipeline, "made", [])
+
+
+@pytest.mark.usefixtures("openvino")
+def test_openvino_finishes_what_it_is_asked_and_is_never_asked_the_same_twice() -> None:
+    peer = _open("openvino_genai", prompt_lookup=False)
+    pipeline = FakePipeline.made[0]
+    assert worker.timed(peer, "eight", "together")["detail"] == {"passes": 6, "tokens": 48}
+    assert worker.timed(peer, "eight", "one by one")["detail"] == {"passes": 48, "tokens": 48}
+    before = pipeline.steps
+    got = worker.timed(peer, "token", "step")
+    assert (got["units"], got["detail"]) == (3, {})
+    assert pipeline.steps - before == 1 + 3  # the question's first token is not timed
+    for step in ("prefill", "prefill", "second", "second"):
+        worker.timed(peer, step, "")
+    assert len({tuple(ids[:PREFIX]) for ids in pipeline.asked}) == 1 + 2
+    asked = [tuple(ids) for ids in pipeline.asked if len(ids) > PREFIX]
+    assert len(set(asked)) == len(asked) - 1  # the prefix is warmed with a question that is not timed
+    pipeline.short = 1
+    with pytest.raises(RuntimeError, match="wrote 5 tokens of 6, status FINISHED"):
+        worker.timed(peer, "one", "prefix cached")
+
+
+@pytest.mark.usefixtures("openvino")
+def test_openvinos_lookup_stands_aside() -> None:
+    peer = _open("openvino_genai", prompt_lookup=True)
+    assert FakePipeline.made[0].options["prompt_lookup"]
+    assert set(peer.ways) == {"one", "eight"}
+    assert "aside" in worker.timed(peer, "one", "prefix cached")["detail"]
+
+
+def test_transformers_does_every_step_it_names() -> None:
+    pytest.importorskip("transformers")
+    shape = Shape("small", 1, 1, 64, 2, 1, 96, 640, 1e-6, 1e6, 1024)
+    peer = _open("transformers", shape=asdict(shape), dtype="float32")
+    for step, ways in peer.ways.items():
+        for way in ways:
+            assert worker.timed(peer, step, way)["wall_s"] > 0
+            if step != "prefill":
+                assert peer.cache.get_seq_length() >= PREFIX
+    worker.timed(peer, "token", "one row")
+    assert peer.cache.get_seq_length() == PREFIX + 3
