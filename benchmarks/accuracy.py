@@ -19,13 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rexthinker_edge.benchmarks.humanref_metric import score, summarise
+from rexthinker_edge.calibration.workbench.dataset import EVALUATION_SEED
 from rexthinker_edge.calibration.workbench.items import Item, make_item
 from rexthinker_edge.calibration.workbench.render import render
 from rexthinker_edge.runtime.answer import Status
 from rexthinker_edge.runtime.result import Result
 from rexthinker_edge.runtime.thinker import Thinker, load
 
-SEED = 1_000_000  # the first of the evaluation seeds; training seeds lie below
 FAILURES = (Status.MALFORMED, Status.TRUNCATED, Status.UNGROUNDED)
 
 
@@ -42,7 +42,9 @@ class Outcome:
     generated: int
 
 
-def run(thinker: Thinker, level: str, count: int, boxes: str = "true", seed: int = SEED) -> Iterator[Outcome]:
+def run(
+    thinker: Thinker, level: str, count: int, boxes: str = "true", seed: int = EVALUATION_SEED
+) -> Iterator[Outcome]:
     """Ask a bundle items 0 … count - 1 of an evaluation seed, one after another."""
     assert boxes in {"true", "detector"}, boxes
     for index in range(count):

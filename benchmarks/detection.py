@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from rexthinker_edge.calibration.workbench.dataset import EVALUATION_SEED
 from rexthinker_edge.runtime.boxes import iou
 from rexthinker_edge.runtime.detector import Detector, keep_candidates
 
@@ -136,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--count", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=1_000_000)
+    parser.add_argument("--seed", type=int, default=EVALUATION_SEED)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0])
     given = parser.parse_args(arguments)

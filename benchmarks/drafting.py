@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from rexthinker_edge.benchmarks.accuracy import SEED
+from rexthinker_edge.calibration.workbench.dataset import EVALUATION_SEED
 from rexthinker_edge.calibration.workbench.items import make_item
 from rexthinker_edge.calibration.workbench.render import render
 from rexthinker_edge.runtime.result import Result
@@ -43,7 +43,7 @@ class Pair:
 
 def ask_pair(thinker: Thinker, index: int, clock: Callable[[], float], temperature: float = 0.0) -> Pair:
     """Answer item `index` both ways; even items plain first. With a temperature both draw by one seed."""
-    item = make_item("easy" if index % 2 else "full", SEED, index)
+    item = make_item("easy" if index % 2 else "full", EVALUATION_SEED, index)
     boxes = np.array([item.scene.things[k].box for k in item.candidates])
     scene = thinker.look(render(item.scene), item.category, boxes=boxes)
     seed = index if temperature else None

@@ -19,13 +19,13 @@ from rexthinker_edge.benchmarks.gate import Gate
 from rexthinker_edge.benchmarks.report import compared, write_report
 from rexthinker_edge.benchmarks.trials import Trial, hold
 from rexthinker_edge.calibration.openers import open_dataset
+from rexthinker_edge.calibration.workbench.dataset import EVALUATION_SEED
 from rexthinker_edge.export.calibrate import CalibrationOptions
 from rexthinker_edge.export.options import ExportOptions
 from rexthinker_edge.export.pipeline import export_bundle
 from rexthinker_edge.export.quantize import Precision
 
 CHECKPOINTS = Path("checkpoints/small")
-SEED = 1_000_000
 GATE = Gate(max_drop=0.5, max_flips=0.02)
 MOST_BYTES = 3_000_000
 DRAFTS = "workbench"
@@ -70,7 +70,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     places, digest = make_bundles(arguments.checkpoints, arguments.work)
-    spec = f"workbench:full:{SEED}:{arguments.count}"
+    spec = f"workbench:full:{EVALUATION_SEED}:{arguments.count}"
     trial = Trial(spec, None, range(arguments.count), workers=arguments.workers, orders=arguments.orders)
     runs, problems = hold([str(place) for place in places], trial, arguments.work / f"runs-{digest}")
     with open_dataset(spec) as dataset:

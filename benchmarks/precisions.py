@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from rexthinker_edge.benchmarks import accuracy
 from rexthinker_edge.calibration.samples import Reader, Sample
 from rexthinker_edge.calibration.sources import choose_calibration, workbench_situation
+from rexthinker_edge.calibration.workbench.dataset import EVALUATION_SEED
 from rexthinker_edge.calibration.workbench.items import make_item
 from rexthinker_edge.calibration.workbench.render import render
 from rexthinker_edge.export.calibrate import CalibrationOptions, embedded, round_decoder
@@ -47,7 +48,6 @@ from rexthinker_edge.runtime.thinker import load, small_bundle
 from rexthinker_edge.runtime.tokens import TextTokenizer
 from rexthinker_edge.runtime.vision import VisionTower
 
-HELD_OUT_SEED = 1_000_000
 GENERIC_SEED = 910_000  # pictures that calibrate as other people's do: neither trained nor judged
 TEXT_CHARACTERS = 800
 
@@ -101,7 +101,7 @@ class Bench:
         limits = PixelLimits(self.prompt.min_pixels, self.prompt.max_pixels)
         tokenizer = TextTokenizer(checkpoint / "tokenizer.json")
         self.reader = Reader(tokenizer, limits, self.prompt.system, self.prompt.wording)
-        items = (make_item(level, HELD_OUT_SEED, index) for index in range(counts["traces"]))
+        items = (make_item(level, EVALUATION_SEED, index) for index in range(counts["traces"]))
         self.held_out = [self.reader.sample(workbench_situation(item, 0)) for item in items]
         self.inputs = list(embedded(self.tensors, self.config.text, self.held_out, self.tower))
         with tempfile.TemporaryDirectory(dir=scratch) as place:

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from rexthinker_edge.calibration.workbench import items as workbench
 from rexthinker_edge.calibration.workbench import layout, render
+from rexthinker_edge.calibration.workbench.dataset import EVALUATION_SEED
 from rexthinker_edge.calibration.workbench.traces import write_trace
 from rexthinker_edge.calibration.workbench.world import Level, Scene
 from rexthinker_edge.runtime import prompt
@@ -38,15 +39,14 @@ from rexthinker_edge.training.vlm_batch import IGNORE, Pictures, Sample
 from rexthinker_edge.training.vlm_config import Stage
 
 CELL_PX = 28  # side of a picture token, in resized pixels
-FIRST_EVALUATION_SEED = 1_000_000
 
 
 class Sampler:
     """Makes packed training samples; sample `index` of a seed is the same whatever the batch."""
 
     def __init__(self, tokenizer_path: Path, limits: PixelLimits, seed: int) -> None:
-        """`seed` lies below `FIRST_EVALUATION_SEED`, so that no evaluation item is ever trained on."""
-        assert seed < FIRST_EVALUATION_SEED
+        """`seed` lies below `EVALUATION_SEED`, so that no evaluation item is ever trained on."""
+        assert seed < EVALUATION_SEED
         self.tokenizer = TextTokenizer(tokenizer_path)
         self._limits = limits
         self._seed = seed

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from rexthinker_edge.calibration.workbench.dataset import EVALUATION_SEED
 from rexthinker_edge.calibration.workbench.items import hint_boxes, item_trace, make_items_for_scene
 from rexthinker_edge.calibration.workbench.layout import make_scene
 from rexthinker_edge.calibration.workbench.world import Level
@@ -21,7 +22,6 @@ from rexthinker_edge.runtime import prompt
 from rexthinker_edge.runtime.errors import OptionError
 from rexthinker_edge.runtime.tokens import TextTokenizer
 
-SEED = 1_000_000  # of held-out scenes, as accuracy.py's
 QUESTIONS = 8
 QUESTION_TOKENS = 16  # where there is no tokenizer
 STEPS = {
@@ -70,8 +70,8 @@ def workbench_work(tokenizer: Path, prefix: int, answer: int, tokens: int) -> Wo
     """
     text = TextTokenizer(tokenizer)
     for index in range(100):
-        scene = make_scene(Level.FULL, SEED, index)
-        items = make_items_for_scene(scene, np.random.default_rng([SEED, index]), 2 * QUESTIONS)
+        scene = make_scene(Level.FULL, EVALUATION_SEED, index)
+        items = make_items_for_scene(scene, np.random.default_rng([EVALUATION_SEED, index]), 2 * QUESTIONS)
         size = (scene.width, scene.height)
         said = {item: text.encode_plain(item_trace(item, size, index)) for item in items}
         chosen = [item for item in items if len(said[item]) >= answer][:QUESTIONS]
