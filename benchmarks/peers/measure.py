@@ -19,6 +19,7 @@ from rexthinker_edge.benchmarks.peers.host import TOO_SLOW, Entry
 
 NO_WAY = "-"
 SLOWER = 1.5
+BESIDES = 1.3  # a round's time by what is timed in it: prefixes are read again after a prefill
 CONTAINS = {"prefill": "second", "one": "second", "eight": "one"}  # what takes longer than what
 WARM_UP = ("token", "prefill", "one", "eight")  # the first of these that a peer has, untimed
 
@@ -108,6 +109,11 @@ class Alternation:
                 self._ask(host, "read" if host is self._machine else step, way)
             self._leave_slow(step)
         self.rounds += 1
+
+    def expected_s(self) -> float:
+        """About how long the next round takes: what is asked again took so long in the last one."""
+        last = [s for s in self.samples if s.round == self.rounds - 1]
+        return BESIDES * sum(s.wall_s for s in last if (s.peer, s.step, s.way) not in self._left)
 
     def _order(self, step: str) -> list[tuple[Timed, str]]:
         first = self.rounds % max(len(self._hosts), 1)

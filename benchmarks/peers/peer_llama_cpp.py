@@ -13,7 +13,7 @@ from typing import Any
 BATCH = 512
 ERROR = 4  # of ggml's log levels
 ROOM = 1024
-LOOKUP_TOKENS, LOOKUP_NGRAM = 10, 2  # the package's defaults
+LOOKUP_TOKENS, LOOKUP_NGRAM = 2, 2  # the package advises 2 tokens on a processor (default 10)
 
 
 WAYS: dict[str, list[str]] = {
