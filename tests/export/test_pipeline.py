@@ -62,8 +62,12 @@ def detector(tmp_path, monkeypatch):
 
     def write_detector(checkpoint: Path, out: Path, int8: tuple[str, ...] = ()) -> DetectorGeometry:
         assert checkpoint == directory
-        graph = onnx.helper.make_graph([], "stand-in", [], [])
-        out.write_bytes(onnx.helper.make_model(graph).SerializeToString())
+        sides = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+        node = onnx.helper.make_node("Identity", ["x"], ["y"])
+        graph = onnx.helper.make_graph([node], "stand-in", sides[:1], sides[1:])
+        opsets = [onnx.helper.make_opsetid("", 17)]
+        model = onnx.helper.make_model(graph, ir_version=9, opset_imports=opsets)
+        out.write_bytes(model.SerializeToString())
         return GEOMETRY
 
     monkeypatch.setattr(parts, "write_detector", write_detector)
