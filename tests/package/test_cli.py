@@ -97,7 +97,7 @@ def test_json_is_one_object_per_expression(make_world, picture, capsys):
     assert values[0]["ms"]["image"] > 0
     assert values[0]["tokens"]["reused"] == 0
     assert values[1]["tokens"]["reused"] >= 0.9 * values[1]["tokens"]["prompt"]
-    assert captured.err == ""
+    assert "error" not in captured.err  # a phase of more than a second is told there
 
 
 def test_stream_prints_the_thought_as_it_is(make_world, picture, capsys):
