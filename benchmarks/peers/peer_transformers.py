@@ -3,7 +3,7 @@
 Contract  Stands alone: run by worker.py in an interpreter that need not have this package. The token table
           and the output layer are one tensor in memory (their shapes are equal), which saves 2 GB and no
           time. Where a step takes the prefix for granted its keys and values are random numbers: no time
-          depends on them, and bfloat16 could not read a prefix within any limit here.
+          depends on them, and bfloat16 is slow at reading one.
 Elsewhere the interface: worker.py.
 """
 
