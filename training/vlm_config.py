@@ -114,7 +114,7 @@ class Recipe:
     shape: Shape = Shape()
     pixels: Pixels = Pixels()
     stages: tuple[Stage, ...] = (
-        Stage("see", 900, 0, 0, 0.0, 0.0, 16, 1.0, 2.0e-3, 2.0e-3),
+        Stage("see", 1900, 0, 0, 0.0, 0.0, 16, 1.0, 2.0e-3, 2.0e-3),
         Stage("tie", 400, 16, 1, 1.0, 0.3, 6, 1.0, 2.5e-3, 2.5e-3),
         Stage("traces", 2400, 12, 2, 0.05, 0.45, 6, 0.5, 2.5e-3, 1.2e-3),
         Stage("settle", 800, 12, 3, 0.0, 0.5, 2, 0.2, 1.2e-3, 0.0),
