@@ -27,8 +27,8 @@ from rexthinker_edge.runtime.embeddings import Embeddings
 from rexthinker_edge.runtime.thinker import Thinker, load
 
 CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "small" / "vlm"
-NUMBERS = range(4)
-DATASET = f"workbench:easy:1000000:{len(NUMBERS)}"
+NUMBERS = range(8)
+DATASET = f"workbench:full:1000000:{len(NUMBERS)}"
 GATE = Gate(max_drop=0.5, max_flips=0.02, min_same_top=0.99)
 
 
