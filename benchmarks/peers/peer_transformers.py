@@ -63,8 +63,7 @@ class Peer:
 
         self.torch = torch
         torch.set_num_threads(settings["threads"])
-        torch.set_grad_enabled(False)
-        self.model = random_model(settings["shape"], settings["dtype"], tied=True)
+        self.model = random_model(settings["shape"], settings["dtype"], tied=True).requires_grad_(False)
         self.work = settings["work"]
         self.cache: Any = None
 
