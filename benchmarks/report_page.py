@@ -31,7 +31,7 @@ WORDS = {
     "expectation of each next token is from the reference’s, and how often it would choose the same.",
     "McNemar": "Whether the items that one of two alone answered right could be so uneven by chance.",
     "95 %": "Bootstrap over items, 2,000 resamples: it tells the spread of this sample, not of other data.",
-    "peak memory": "The most the subject’s own process ever held resident, reading the data included.",
+    "peak memory": "The most that one process of the subject ever held resident, reading the data included.",
     "statuses": "found, absent (it looked, and nothing fits), no_candidates; and failures to answer, which "
     "are never counted as absent: malformed, truncated, timeout, ungrounded (a box that is no candidate).",
 }

@@ -114,10 +114,12 @@ def _hold_one(order: Order, trial: Trial, path: Path) -> Told:
         meter = stack.enter_context(Meter(subject.name, len(trial.numbers)))
         before = _asked(path)
         finished = run(subject, dataset, trial.numbers, path, order.plan, meter, reference, crew)
-        peak = None if crew else _kept_peak(path, _asked(path) > before)
         beyond = None if crew else subject.device_peak_bytes()
         details = {**subject.details, "workers": trial.workers}
-        return Told(subject.name, subject.identity, details, peak, beyond, tuple(finished.problems))
+        problems = tuple(finished.problems)
+    now = _peak_bytes(resource.RUSAGE_CHILDREN if trial.workers > 1 else resource.RUSAGE_SELF)
+    peak = _kept_peak(path, now if _asked(path) > before else None)
+    return Told(subject.name, subject.identity, details, peak, beyond, problems)
 
 
 def _asked(path: Path) -> int:
@@ -128,16 +130,17 @@ def _asked(path: Path) -> int:
         return sum(1 for _ in stream)
 
 
-def _kept_peak(path: Path, asked: bool) -> int | None:
-    """The most memory of all processes that held this run; a process that asked nothing does not count."""
+def _kept_peak(path: Path, now: int | None) -> int | None:
+    """The most memory of any one process that held this run; `now` None: this one asked nothing."""
     beside = path.with_name(path.name + ".peak")
     known = int(beside.read_text("ascii")) if beside.is_file() else None
-    if asked:
-        known = max(known or 0, _peak_bytes())
+    if now is not None:
+        known = max(known or 0, now)
         beside.write_text(str(known), "ascii")
     return known
 
 
-def _peak_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def _peak_bytes(whose: int) -> int:
+    """The most resident memory of this process, or of the largest of those that it waited for."""
+    peak = resource.getrusage(whose).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
