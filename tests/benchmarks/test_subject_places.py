@@ -67,17 +67,10 @@ def test_bits_of_layers() -> None:
     assert decoder_bits(model) == 8 * (32 + 16 + 64) / 48
 
 
-def test_the_most_memory_of_a_run_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_most_memory_of_a_run_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "0.jsonl"
-    for asked, peak, told in (
-        (False, 5, None),
-        (True, 70, 70),
-        (False, 5, 70),
-        (True, 60, 70),
-        (True, 80, 80),
-    ):
-        monkeypatch.setattr(trials, "_peak_bytes", lambda peak=peak: peak)
-        assert trials._kept_peak(path, asked) == told
+    for now, told in ((None, None), (70, 70), (None, 70), (60, 70), (80, 80)):
+        assert trials._kept_peak(path, now) == told
 
 
 def test_a_long_run_tells_what_is_left(
