@@ -26,7 +26,7 @@ GRAPHS = ("vision.onnx", "decoder.onnx")
 
 @pytest.fixture
 def bundle(tmp_path):
-    """A copy of the bundled model without what was measured of it: a card of another manifest is refused first."""
+    """A copy of the bundled model without its cards, whose digest would be refused before the fault."""
     copy = shutil.copytree(small_bundle(), tmp_path / "enemy")
     value = json.loads((copy / "manifest.json").read_text())
     (copy / "manifest.json").write_text(json.dumps({**value, "risk": None, "quality": []}))
