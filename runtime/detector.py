@@ -83,10 +83,10 @@ class Detector:
         """
         self._geometry = geometry
         self._tokenizer = CaptionTokenizer(tokenizer, geometry.max_text_len)
-        self._session = _open(path, options) if session is None else session
+        self._session = open_graph(path, options) if session is None else session
         self._text = text
         if text is None and geometry.tables is not None:
-            self._text = _open(text_path(path), options)
+            self._text = open_graph(text_path(path), options)
         self._asked = {given.name for given in self._session.get_inputs()}
         self._captions = Kept[tuple[int, ...], Mapping[str, Any]](KEPT_CAPTIONS)
         self._sizes = Kept[Size, Mapping[str, Any]](KEPT_SIZES)
@@ -159,7 +159,8 @@ class Detector:
         }
 
 
-def _open(path: Path, options: ort.SessionOptions | None) -> ort.InferenceSession:
+def open_graph(path: Path, options: ort.SessionOptions | None) -> ort.InferenceSession:
+    """One of the detector's two graphs, on the CPU."""
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

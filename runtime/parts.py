@@ -21,7 +21,7 @@ from rexthinker_edge.runtime import manifest as manifests
 from rexthinker_edge.runtime.bundle import Bundle
 from rexthinker_edge.runtime.cuda_parts import CudaParts
 from rexthinker_edge.runtime.decoder import Decoder
-from rexthinker_edge.runtime.detector import Detector
+from rexthinker_edge.runtime.detector import Detector, open_graph
 from rexthinker_edge.runtime.draft import Drafting
 from rexthinker_edge.runtime.draft_table import Table
 from rexthinker_edge.runtime.embeddings import Embeddings
@@ -134,8 +134,7 @@ class _Graphs:
         return Detector(self.opened.file(manifests.DETECTOR), tokens, geometry, None, sight, text)
 
     def _session(self, name: str) -> ort.InferenceSession:
-        path, options = self._place(name)
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return open_graph(*self._place(name))
 
     def _place(self, name: str) -> tuple[Path, ort.SessionOptions]:
         """Where a graph lies, and how it is opened."""

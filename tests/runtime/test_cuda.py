@@ -1,4 +1,4 @@
-"""Everything of device="cuda" up to the provider: graphs, buffers, passes. Devices and sessions: test_providers.py.
+"""Everything of device="cuda" up to the provider: graphs, buffers, passes (test_providers.py: sessions).
 
 The provider itself is stood in for by the CPU's, which runs the very float16 graphs; no GPU is used here.
 """
