@@ -130,6 +130,7 @@ class CheckpointSubject(Subject):
             text=text,
             token_ids=tuple(made),
             tokens={"prompt": length, "reused": 0, "generated": len(made), "passes": len(made)},
+            pass_tokens=(1,) * len(made),
             ms={"total": 1000 * (time.monotonic() - begun)},
         )
 

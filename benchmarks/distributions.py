@@ -8,7 +8,6 @@ Elsewhere where confidence comes from: runtime/; the other figures: figures.py; 
 Source    docs/sources.md#reliability
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from rexthinker_edge.runtime.trace import Verdict
 
 BINS = 10
 CURVE_POINTS = 50
+PASS_BINS = (1, 2, 3, 4, 5, 7, 9, 13, 17, 25, 33)  # tokens a pass: where each bin begins
 Pairs = Sequence[tuple[float, bool]]
 
 
@@ -93,17 +93,21 @@ def coverage(pairs: Pairs) -> list[dict[str, float]]:
 
 
 def tokens_per_pass(items: Iterable[Item]) -> dict[str, Any]:
-    """How many tokens a decoder pass gave, answer by answer.
+    """How many tokens each decoder pass gave, over all passes of all answers.
 
     Returns:
-        mean: all tokens by all passes, None without any; edges: 1, 2, … ; counts: answers from each edge to
-        the next, the last one included.
+        mean: all tokens by all passes, None without any; bins: low, high (None: no end), passes and tokens of
+        each of `PASS_BINS` up to the last that holds any.
     """
-    asked = [item.tokens for item in items if item.tokens.get("passes")]
-    if not asked:
-        return {"mean": None, "edges": [], "counts": []}
-    rates = [t["generated"] / t["passes"] for t in asked]
-    edges = list(range(1, max(2, math.ceil(max(rates))) + 1))
-    counts, _ = np.histogram(np.maximum(rates, 1.0), edges)
-    mean = sum(t["generated"] for t in asked) / sum(t["passes"] for t in asked)
-    return {"mean": mean, "edges": edges, "counts": counts.tolist()}
+    given = list(items)
+    asked = [item.tokens for item in given if item.tokens.get("passes")]
+    mean = sum(t["generated"] for t in asked) / sum(t["passes"] for t in asked) if asked else None
+    lengths = np.array([length for item in given for length in item.pass_tokens], np.int64)
+    bins = []
+    for low, after in zip(PASS_BINS, [*PASS_BINS[1:], None], strict=True):
+        inside = lengths[(lengths >= low) & (lengths < (after or np.inf))]
+        high = None if after is None else after - 1
+        bins.append({"low": low, "high": high, "passes": len(inside), "tokens": int(inside.sum())})
+    while bins and not bins[-1]["passes"]:
+        bins.pop()
+    return {"mean": mean, "bins": bins}

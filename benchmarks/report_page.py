@@ -177,7 +177,7 @@ def _times(subjects: Sequence[dict[str, Any]]) -> Iterator[str]:
     )
     yield _figure(
         "Tokens per decoder pass",
-        "Answer by answer: generated tokens by passes. 1 is decoding without drafts.",
+        "Every pass of every answer: how many tokens it gave. 1 is decoding without drafts.",
         profiles.pass_histograms(subjects),
     )
 

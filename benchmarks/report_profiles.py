@@ -55,34 +55,61 @@ def _cascade(
 
 
 def pass_histograms(subjects: Sequence[Told]) -> str:
-    """How many tokens a pass gave, answer by answer; one panel a subject, shares on one scale."""
-    shown = [(s, told) for s, told in enumerate(subjects) if told["tokens_per_pass"]["counts"]]
+    """How many tokens a decoder pass gave; one panel a subject, shares of its passes on one scale."""
+    shown = [(s, told) for s, told in enumerate(subjects) if told["tokens_per_pass"]["bins"]]
     if not shown:
         return ""
     panel, left, right = 112, 64, WIDTH - 20
     height = panel * len(shown) + 44
-    last = max(told["tokens_per_pass"]["edges"][-1] for _, told in shown)
+    longest = max((told["tokens_per_pass"]["bins"] for _, told in shown), key=len)
     said = "; ".join(f"{told['name']}: {told['tokens_per_pass']['mean']:.2f} on average" for _, told in shown)
     canvas = Canvas("passes", WIDTH, height, "Tokens per decoder pass", f"{said}.")
-    wide = (right - left) / (last - 1)
-    shares = [max(t["tokens_per_pass"]["counts"]) / sum(t["tokens_per_pass"]["counts"]) for _, t in shown]
+    wide = (right - left) / len(longest)
+    most = max(_most_passes(told["tokens_per_pass"]["bins"]) for _, told in shown)
     for place, (series, told) in enumerate(shown):
-        top, passes = place * panel, told["tokens_per_pass"]
-        bottom, whole = top + panel - 12, sum(passes["counts"])
+        top, mean = place * panel, told["tokens_per_pass"]["mean"]
         canvas.marker(series, left + 6, top + 14)
-        canvas.text(left + 19, top + 18.5, f"{told['name']}: {passes['mean']:.2f} on average", "name")
-        for edge, count in zip(passes["edges"], passes["counts"], strict=False):
-            tall = (bottom - top - 46) * count / whole / max(shares)
-            x, tip = left + (edge - 1) * wide, f"{edge} to {edge + 1} tokens a pass: {count} answers"
-            canvas.bar(x + 2, bottom - tall, wide - 4, tall, f"u{series % SERIES}", tip)
-            if count:
-                percent = f"{100 * count / whole:.0f} %"
-                canvas.text(x + wide / 2, bottom - tall - 5, percent, "soft", "middle")
-        canvas.line((left, bottom), (right, bottom))
-    for edge in range(1, last + 1):
-        canvas.text(left + (edge - 1) * wide, height - 38, edge, "soft", "middle")
-    canvas.text((left + right) / 2, height - 12, "generated tokens / decoder passes", "", "middle")
+        canvas.text(left + 19, top + 18.5, f"{told['name']}: {mean:.2f} on average", "name")
+        _pass_bars(canvas, told["tokens_per_pass"]["bins"], series, (left, top + panel - 12), wide, most)
+        canvas.line((left, top + panel - 12), (right, top + panel - 12))
+    for place, one in enumerate(longest):
+        canvas.text(left + (place + 0.5) * wide, height - 38, _tokens_of(one), "soft", "middle")
+    canvas.text((left + right) / 2, height - 12, "tokens that a pass gave; share of the passes", "", "middle")
     return canvas.render()
+
+
+def _pass_bars(
+    canvas: Canvas, bins: Sequence[Told], series: int, origin: tuple[float, float], wide: float, most: float
+) -> None:
+    """One panel's bars, standing on `origin`; `most` is the share that is 62 px tall."""
+    passes, tokens = (sum(one[of] for one in bins) for of in ("passes", "tokens"))
+    for place, one in enumerate(bins):
+        share, x = one["passes"] / passes, origin[0] + place * wide
+        tall = 62 * share / most
+        tip = (
+            f"{_tokens_of(one)} a pass: {one['passes']:,} passes, "
+            f"{100 * one['tokens'] / tokens:.0f} % of all tokens"
+        )
+        canvas.bar(x + 2, origin[1] - tall, wide - 4, tall, f"u{series % SERIES}", tip)
+        if one["passes"]:
+            canvas.text(x + wide / 2, origin[1] - tall - 5, _percent(share), "soft", "middle")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.01 else "< 1 %"
+
+
+def _most_passes(bins: Sequence[Told]) -> float:
+    """The largest share of passes in one bin."""
+    passes = [one["passes"] for one in bins]
+    return float(max(passes) / sum(passes))
+
+
+def _tokens_of(one: Told) -> str:
+    """ "5–6", a bin's tokens a pass."""
+    if one["high"] is None:
+        return f"{one['low']} up"
+    return str(one["low"]) if one["low"] == one["high"] else f"{one['low']}–{one['high']}"
 
 
 def reliability_panel(series: int, told: Told, of: str) -> str:

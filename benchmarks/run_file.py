@@ -58,6 +58,7 @@ class Item:
         truth: candidates (by index among those asked about) that are the answer; None where unknown.
         answers: the record's answer boxes, in pixels of the original picture, as `boxes` is.
         status: None where the item could not be asked; `error` says why.
+        pass_tokens: how many tokens each decoder pass gave.
         verdicts: per candidate asked about.
         confidence: of the answer, from 0 to 1; None where the subject tells none.
         verdict_confidences: per candidate, None where a verdict has none; () where the subject tells none.
@@ -81,6 +82,7 @@ class Item:
     text: str = ""
     token_ids: tuple[int, ...] = ()
     tokens: dict[str, int] = field(default_factory=dict)
+    pass_tokens: tuple[int, ...] = ()
     ms: dict[str, float] = field(default_factory=dict)
     again: tuple[Again, ...] = ()
     forced: Forced | None = None

@@ -62,6 +62,7 @@ class Reply:
     ms: dict[str, float] = field(default_factory=dict)
     confidence: float | None = None
     verdict_confidences: tuple[float | None, ...] = ()
+    pass_tokens: tuple[int, ...] = ()  # how many tokens each decoder pass gave
 
 
 class Subject(ABC):
@@ -115,6 +116,7 @@ class BundleSubject(Subject):
             text=result.text,
             token_ids=tuple(result.token_ids),
             tokens=told["tokens"],
+            pass_tokens=result.pass_tokens,
             ms=told["ms"],
             confidence=told.get("confidence"),
             verdict_confidences=verdict_confidences(told),

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 from rexthinker_edge.runtime.answer import Answer, Status, read_answer
 from rexthinker_edge.runtime.asking import ROOM, Asked, Terms
@@ -114,9 +115,11 @@ class Answerer:
                 questions = []
                 for one in asked:
                     after = prompt.next_position + len(one.token_ids)
-                    drafts = self._drafter(one, lent.cache, after)
-                    questions.append(Question(one.token_ids, prompt.next_position, drafts))
-                written = answer_together(language.decoder, language.tokenizer, lent.cache, questions, limits)
+                    draft = partial(self._drafter, one, lent.cache, after)
+                    questions.append(Question(one.token_ids, prompt.next_position, draft(), draft))
+                written = answer_together(
+                    language.decoder, language.tokenizer, lent.cache, questions, limits, language.near_tie
+                )
                 return [
                     self._written(one, answer, lent.reused, prompt)
                     for one, answer in zip(asked, written, strict=True)
@@ -142,7 +145,8 @@ class Answerer:
         tokens = Tokens(length, reused, len(written.token_ids), written.passes)
         sure = self._sureness(written, answer.status)
         result = self._result(asked, answer, tokens, written.ms, written.text, sure)
-        result = replace(result, token_ids=written.token_ids)
+        passes = tuple(written.likelihood.passes)
+        result = replace(result, token_ids=written.token_ids, pass_tokens=passes)
         return result if asked.terms.bar is None else asked.terms.bar.held_against(result)
 
     def _sureness(self, written: Written, status: Status) -> Sureness:

@@ -30,9 +30,15 @@ from rexthinker_edge.runtime.trace import Check, Trace, read_trace
 
 @dataclass
 class Likelihood:
-    """Natural logarithms of the probabilities of an answer's tokens, in order."""
+    """Natural logarithms of the probabilities of an answer's tokens, in order, and the passes that gave them.
+
+    Attributes:
+        logs: one for each token.
+        passes: how many tokens each decoder pass gave; their sum is the number of tokens.
+    """
 
     logs: list[float] = field(default_factory=list)
+    passes: list[int] = field(default_factory=list)
     _scratch: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32), repr=False)
 
     def note(self, logits: NDArray[np.float32], tokens: Sequence[int]) -> None:
@@ -49,10 +55,16 @@ class Likelihood:
         sums = raised.sum(axis=1).tolist()
         chosen = (rows[np.arange(len(rows)), list(tokens)] - tops).tolist()
         self.logs += [min(log - math.log(sum_), 0.0) for log, sum_ in zip(chosen, sums, strict=True)]
+        self.passes.append(len(tokens))
 
     def replace(self, start: int, other: "Likelihood") -> None:
         """Forget what is from `start` on, and go on with another's tokens."""
         self.logs[start:] = other.logs
+        while (beyond := sum(self.passes) - start) > 0:
+            last = self.passes.pop()
+            if last > beyond:
+                self.passes.append(last - beyond)
+        self.passes += other.passes
 
 
 @dataclass(frozen=True)

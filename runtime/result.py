@@ -146,11 +146,12 @@ class Result:
     indices: tuple[int, ...] = ()  # candidates that `boxes` are; not in the JSON
     text: str = ""  # the whole output, for a malformed one; not in the JSON
     token_ids: tuple[int, ...] = ()  # as generated, end token included; not in the JSON
+    pass_tokens: tuple[int, ...] = ()  # how many of them each decoder pass gave; not in the JSON
 
     def to_json(self) -> dict[str, Any]:
         """One JSON object of schema `rexthinker-edge/result/1`."""
         value: dict[str, Any] = {"schema": SCHEMA} | to_json(self)
-        for name in ("indices", "text", "token_ids"):
+        for name in ("indices", "text", "token_ids", "pass_tokens"):
             del value[name]
         for step in value["steps"]:
             del step["verdicts"], step["confidences"]

@@ -99,6 +99,7 @@ def item(number: int, answers: Sequence[int] = (0,), **fields: Any) -> Item:
         answers=made.answer_boxes, status="found" if answers else "absent", indices=tuple(answers),
         boxes=made.answer_boxes, verdicts=tuple("match" if k in answers else "no_match" for k in range(3)),
         text="thought", token_ids=(1, 2, 3), tokens={"prompt": 9, "generated": 3, "passes": 3},
+        pass_tokens=(1, 1, 1),
         ms={"generate": 6.0, "total": 7.0},
     )  # fmt: skip
     return replace(right, **fields)

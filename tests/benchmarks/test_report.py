@@ -289,12 +289,18 @@ def test_a_long_curve_is_thinned_and_ends_where_it_did() -> None:
 
 
 def test_tokens_per_pass_by_hand() -> None:
-    def asked(generated: int, passes: int) -> Item:
-        return replace(item(0), tokens={"generated": generated, "passes": passes})
+    def asked(*passes: int) -> Item:
+        return replace(
+            item(0), tokens={"generated": sum(passes), "passes": len(passes)}, pass_tokens=tuple(passes)
+        )
 
-    told = tokens_per_pass([asked(10, 10), asked(10, 4), asked(12, 4), replace(item(0), tokens={})])
-    assert told == {"mean": 32 / 18, "edges": [1, 2, 3], "counts": [1, 2]}
-    assert tokens_per_pass([])["mean"] is None
+    told = tokens_per_pass([asked(1, 1, 3), asked(6, 5, 1, 4), replace(item(0), tokens={}, pass_tokens=())])
+    assert told["mean"] == 21 / 7
+    assert [(b["low"], b["high"], b["passes"], b["tokens"]) for b in told["bins"]] == [
+        (1, 1, 3, 3), (2, 2, 0, 0), (3, 3, 1, 3), (4, 4, 1, 4), (5, 6, 2, 11)
+    ]  # fmt: skip
+    assert tokens_per_pass([asked(1, 40)])["bins"][-1] == {"low": 33, "high": None, "passes": 1, "tokens": 40}
+    assert tokens_per_pass([]) == {"mean": None, "bins": []}
 
 
 @pytest.mark.parametrize(

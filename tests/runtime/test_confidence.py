@@ -124,11 +124,13 @@ def test_noting_is_log_softmax_whatever_comes_together():
         for rows, some in zip(np.split(logits, cuts), np.split(np.array(tokens), cuts), strict=True):
             parts.note(rows, some.tolist())
         assert parts.logs == whole.logs  # to the last bit
+        assert parts.passes == np.diff([0, *cuts, 24]).tolist()
     short = Likelihood()
     short.note(logits, tokens[:3])  # rows of drafted tokens that did not hold
     assert short.logs == whole.logs[:3]
-    short.replace(2, Likelihood([-1.0, -2.0]))
+    short.replace(2, Likelihood([-1.0, -2.0], [2]))
     assert short.logs == [*whole.logs[:2], -1.0, -2.0]
+    assert short.passes == [2, 2]
 
 
 def test_drafting_changes_no_bit(decoder):
@@ -161,6 +163,11 @@ def test_the_small_bundle(tmp_path):
     drafted, plain = (scene.refer("the red ball", drafting=drafting) for drafting in (True, False))
     assert drafted.token_ids == plain.token_ids
     assert drafted.tokens.passes < plain.tokens.passes
+    for result in (drafted, plain):
+        assert (sum(result.pass_tokens), len(result.pass_tokens)) == (
+            result.tokens.generated, result.tokens.passes
+        )  # fmt: skip
+    assert set(plain.pass_tokens) == {1}
     assert (drafted.confidence, drafted.verdicts) == (plain.confidence, plain.verdicts)
     told = [verdict.verdict for verdict in plain.verdicts]
     assert told == [candidate.verdict for candidate in plain.candidates]
