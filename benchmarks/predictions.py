@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from rexthinker_edge.calibration.records import Box, Problem, Record, plain_numbers, read_box
+from rexthinker_edge.calibration.records import Box, Problem, Record, plain_numbers, read_box, read_json
 from rexthinker_edge.runtime.errors import DataError, OptionError
 
 Id = int | str
@@ -58,10 +58,7 @@ def read_predictions(path: Path, problems: list[Problem]) -> dict[Id, tuple[Box,
 
 
 def _read_line(line: bytes) -> tuple[Id, tuple[Box, ...]]:
-    try:
-        value = json.loads(line)
-    except RecursionError as error:
-        raise ValueError("nested too deep") from error
+    value = read_json(line)
     if not isinstance(value, dict):
         raise ValueError("the line is not a JSON object")
     for name in ("id", "extracted_predictions"):

@@ -29,11 +29,13 @@ def describe(whole: dict[str, Any]) -> list[str]:
         f"rejections: {told['correct']} of {told['total']} correct, "
         f"{told['unanswered']} without a usable answer"
     )
+    if whole.get("unpredicted"):
+        lines.append(f"no prediction of {whole['unpredicted']} items; where there is an answer they score 0")
     return lines + (_run_lines(whole) if "statuses" in whole else [])
 
 
 def _run_lines(whole: dict[str, Any]) -> list[str]:
-    statuses = [f"{name} {count}" for name, count in whole["statuses"].items() if count]
+    statuses = [f"{name} {count}" for name, count in whole["statuses"].items()]
     statuses += [f"not asked {whole['unasked']}"] if whole["unasked"] else []
     agreement, order = whole["agreement"], whole["order"]
     lines = [

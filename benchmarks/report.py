@@ -36,6 +36,11 @@ def check_ending(path: Path) -> None:
             f"{path}: a report ending in {path.suffix or 'nothing'}, one of {', '.join(ENDINGS)} is needed. "
             "Rename it."
         )
+    check_place(path)
+
+
+def check_place(path: Path) -> None:
+    """Raise OptionError where no file can be made, before anything is asked."""
     if path.is_dir() or not path.absolute().parent.is_dir():
         seen = "a directory of that name" if path.is_dir() else "its directory does not exist"
         raise OptionError(f"{path}: {seen}, a place for a file is needed. Choose another or make it.")

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from rexthinker_edge.calibration.records import Box
+from rexthinker_edge.calibration.records import Box, Problem
 from rexthinker_edge.runtime.errors import DataError, OptionError
 from rexthinker_edge.runtime.strict_json import StrictJsonError, to_dataclass
 
@@ -63,6 +63,7 @@ class Item:
         confidence: of the answer, from 0 to 1; None where the subject tells none.
         verdict_confidences: per candidate, None where a verdict has none; () where the subject tells none.
         top: (byte offset, tokens, k) in the file beside.
+        problems: what was wrong with its record, so that a run that goes on tells it again.
     """
 
     number: int
@@ -90,6 +91,7 @@ class Item:
     error: str | None = None
     confidence: float | None = None
     verdict_confidences: tuple[float | None, ...] = ()
+    problems: tuple[Problem, ...] = ()
 
 
 Top = tuple[NDArray[np.int32], NDArray[np.float32]]

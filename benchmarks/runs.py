@@ -44,11 +44,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Answered:
-    """One item, its likeliest tokens, and what was wrong with its record."""
+    """One item with its likeliest tokens; or none, and what was wrong with the record."""
 
+    number: int
     item: Item | None
-    top: Top | None
-    problems: tuple[Problem, ...]
+    top: Top | None = None
+    problems: tuple[Problem, ...] = ()
 
 
 def answer(
@@ -62,7 +63,7 @@ def answer(
     problems: list[Problem] = []
     example = dataset.example(number, problems)
     if example is None:
-        return Answered(None, None, tuple(problems))
+        return Answered(number, None, problems=tuple(problems))
     boxes = example.candidates if plan.boxes == "given" else None
     question = Question(example.picture, example.record.category, example.record.referring, boxes)
     try:
@@ -72,9 +73,9 @@ def answer(
         top = _own_top(subject, question, reply, plan.keep_top) if plan.keep_top and boxes else None
     except UNASKABLE as error:
         problems.append(Problem(*dataset.place(number), f"it cannot be asked: {error}"))
-        return Answered(_item(example, None, error=str(error)), None, tuple(problems))
-    item = _item(example, reply, again=again, forced=forced, given=boxes is not None)
-    return Answered(item, top, tuple(problems))
+        return Answered(number, _item(example, None, error=str(error), problems=tuple(problems)))
+    more: dict[str, Any] = {"again": again, "forced": forced, "problems": tuple(problems)}
+    return Answered(number, _item(example, reply, given=boxes is not None, **more), top)
 
 
 def _item(
@@ -202,21 +203,24 @@ def run(
         reference: a run whose answers this subject is led through.
         asker: who asks; this process when None.
     """
-    problems = list(dataset.file_problems)
     header = header_of(subject, dataset, plan, reference.digest if reference else None)
     with RunFile(path, header) as file:
         missing = [number for number in numbers if number not in file.items]
         done = len(numbers) - len(missing)
         told(done, len(numbers))
         answers = asker(missing) if asker else _here(subject, dataset, missing, plan, reference)
+        left_out: dict[int, tuple[Problem, ...]] = {}
         for answered in answers:
-            problems += answered.problems
-            if answered.item is not None:
+            if answered.item is None:
+                left_out[answered.number] = answered.problems
+            else:
                 file.add(answered.item, answered.top)
             done += 1
             told(done, len(numbers))
         items = [file.items[number] for number in numbers if number in file.items]
-        return Finished(file.header, items, problems)
+        told_of = left_out | {item.number: item.problems for item in items}
+        problems = [problem for number in sorted(told_of) for problem in told_of[number]]
+        return Finished(file.header, items, [*dataset.file_problems, *problems])
 
 
 def _here(

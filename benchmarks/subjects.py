@@ -24,14 +24,14 @@ from rexthinker_edge.runtime import manifest as manifests
 from rexthinker_edge.runtime import prompt
 from rexthinker_edge.runtime.answer import Status
 from rexthinker_edge.runtime.boxes import to_resized_px
-from rexthinker_edge.runtime.bundle import Bundle
+from rexthinker_edge.runtime.bundle import Bundle, open_bundle
 from rexthinker_edge.runtime.embeddings import place_image
 from rexthinker_edge.runtime.errors import OptionError
 from rexthinker_edge.runtime.image import Source, read_picture
 from rexthinker_edge.runtime.model_sizes import bundle_sizes
 from rexthinker_edge.runtime.positions import mrope_positions, text_positions
 from rexthinker_edge.runtime.qwen_pixels import PixelLimits, qwen_pixels
-from rexthinker_edge.runtime.thinker import Thinker, load
+from rexthinker_edge.runtime.thinker import Thinker, load, small_bundle
 from rexthinker_edge.runtime.tiny_onnx import read_contents
 
 FORCE_CHUNK = 64  # tokens whose logits are held at once: 64 x 152,000 float32 are 39 MB
@@ -173,6 +173,23 @@ def verdict_confidences(told: Mapping[str, Any]) -> tuple[float | None, ...]:
     return found if any(value is not None for value in found) else ()
 
 
+def check_subject(spec: str, device: str = "cpu") -> None:
+    """Refuse at once what `open_subject` would refuse later, when others have been asked for hours.
+
+    Raises:
+        OptionError: it is neither a bundle nor a checkpoint, or its number format is unknown.
+        BundleError: its manifest cannot be used.
+        DeviceError, MissingExtraError: a checkpoint, and no GPU or package where it needs one.
+    """
+    path, dtype = _named(spec)
+    if dtype is None:
+        open_bundle(path or small_bundle())
+    elif (dtype, device) not in (("fp32", "cpu"), ("bf16", "cpu")):
+        from rexthinker_edge.benchmarks.quantised_loading import check_device  # noqa: PLC0415
+
+        check_device(spec, dtype, device)
+
+
 def open_subject(spec: str, threads: int | None = None, device: str = "cpu") -> Subject:
     """Open a subject by its name; see the module's layout.
 
@@ -180,14 +197,27 @@ def open_subject(spec: str, threads: int | None = None, device: str = "cpu") -> 
         OptionError: it is neither a bundle nor a checkpoint, or its number format is unknown.
         BundleError, CheckpointError: its files cannot be used.
     """
+    path, dtype = _named(spec)
+    if dtype is None:
+        return BundleSubject(load(path, device=device, threads=threads))
+    assert path is not None, "a checkpoint has a directory"
+    from rexthinker_edge.benchmarks.checkpoint_subject import CheckpointSubject  # noqa: PLC0415
+
+    return CheckpointSubject(path, dtype, threads, device)
+
+
+def _named(spec: str) -> tuple[Path | None, str | None]:
+    """Directory (None: the built-in bundle) and number format (None: a bundle) of a subject's name."""
+    if spec == "small":
+        return None, None
+    if (Path(spec) / "manifest.json").is_file():
+        return Path(spec), None
     place, at, dtype = spec.rpartition("@")
     path = Path(place if at else spec)
-    if spec == "small" or (path / "manifest.json").is_file():
-        if at:
-            raise OptionError(
-                f"{spec}: a bundle's number format is its own, a name without @ is needed. Leave it out."
-            )
-        return BundleSubject(load(None if spec == "small" else path, device=device, threads=threads))
+    if at and (place == "small" or (path / "manifest.json").is_file()):
+        raise OptionError(
+            f"{spec}: a bundle's number format is its own, a name without @ is needed. Leave it out."
+        )
     if not (path / "config.json").is_file():
         raise OptionError(
             f"{spec}: no manifest.json and no config.json there, a bundle or a checkpoint is needed. "
@@ -197,6 +227,4 @@ def open_subject(spec: str, threads: int | None = None, device: str = "cpu") -> 
         raise OptionError(
             f"{spec}: number format {dtype!r}, one of {', '.join(DTYPES)} is needed. Write DIR@fp32."
         )
-    from rexthinker_edge.benchmarks.checkpoint_subject import CheckpointSubject  # noqa: PLC0415
-
-    return CheckpointSubject(path, dtype or "fp32", threads, device)
+    return path, dtype or "fp32"

@@ -22,7 +22,7 @@ from rexthinker_edge.benchmarks.crew import Crew, Order, end_with_parent
 from rexthinker_edge.benchmarks.meter import Meter
 from rexthinker_edge.benchmarks.run_file import read_run
 from rexthinker_edge.benchmarks.runs import Plan, Reference, run
-from rexthinker_edge.benchmarks.subjects import open_subject
+from rexthinker_edge.benchmarks.subjects import check_subject, open_subject
 from rexthinker_edge.calibration.openers import open_dataset
 from rexthinker_edge.calibration.records import Problem
 from rexthinker_edge.runtime.errors import DeviceError
@@ -63,8 +63,12 @@ def hold(specs: Sequence[str], trial: Trial, folder: Path) -> tuple[list[Subject
         folder: for the runs; made when it is not there.
 
     Raises:
+        OptionError, BundleError, DeviceError, MissingExtraError: a subject cannot be opened; said before the
+            first is asked.
         DeviceError: a subject's process was killed, most likely for memory.
     """
+    for spec in specs:
+        check_subject(spec, trial.device)
     folder.mkdir(parents=True, exist_ok=True)
     subjects, problems = list[Subjected](), dict[Problem, None]()
     for place, spec in enumerate(specs):

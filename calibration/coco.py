@@ -7,12 +7,11 @@ Elsewhere expressions about COCO's pictures: refcoco.py; the dataset: dataset.py
 Source    docs/sources.md#coco
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from rexthinker_edge.calibration.dataset import BAD, Dataset, find_picture
-from rexthinker_edge.calibration.records import Box, Problem, Record, read_box, read_text, why
+from rexthinker_edge.calibration.records import Box, Problem, Record, read_box, read_json, read_text, why
 from rexthinker_edge.runtime.errors import DataError
 
 DOMAIN = "detection"
@@ -69,8 +68,8 @@ class CocoDetection(Dataset):
         return len(self.keys)
 
     def place(self, number: int) -> tuple[str, int]:
-        """File name and number of the record, from 1: the file has no lines."""
-        return self.path.name, number + 1
+        """File name and number of the record: the file has no lines."""
+        return f"{self.path.name}, record {number}", 0
 
     def read(self, number: int) -> Record:
         """One picture and category as a record."""
@@ -85,6 +84,8 @@ class CocoDetection(Dataset):
 
 def _corners(box: Box) -> Box:
     x, y, width, height = box
+    if width <= 0 or height <= 0:
+        raise ValueError(f"bbox {[x, y, width, height]} has no area")
     return x, y, x + width, y + height
 
 
@@ -98,9 +99,9 @@ def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"{path}: no such file, COCO annotations as JSON are needed. Name the file.")
     try:
-        whole = json.loads(path.read_bytes())
+        whole = read_json(path.read_bytes())
     except BAD as error:
-        raise DataError(f"{path}: not JSON ({why(error)}), a whole file is needed. Copy it again.") from error
+        raise DataError(f"{path}: {why(error)}, a whole file is needed. Copy it again.") from error
     for key in ("images", "annotations", "categories"):
         if not isinstance(whole, dict) or not isinstance(whole.get(key), list):
             raise DataError(

@@ -9,21 +9,22 @@ Contract  Nothing is read whole: 11.7 GB is the published size; the indices are 
           line at a time, at most `MAX_LINE_BYTES`. Base64 may be wrapped as b'…'.
           A line that cannot be read, or that does not begin where the index says, is a `Problem` when
           iterating and a DataError when asked for by number; a line of an index that is no offset costs its
-          record alone.
+          record alone. Pictures are found by the annotation's own offset: an index of pictures that does not
+          match costs nothing, and is named.
 Elsewhere a folder of pairs, and writing them: humanref_cot.py; records: records.py.
 Source    docs/sources.md#humanref-cot
 """
 
 import base64
 import binascii
-import json
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from rexthinker_edge.calibration.dataset import BAD
-from rexthinker_edge.calibration.records import Box, Problem, Record, read_boxes, read_text, why
+from rexthinker_edge.calibration.records import Box, Problem, Record, read_boxes, read_json, read_text, why
 from rexthinker_edge.runtime.errors import DataError
 
 PAIR, REJECTION_PAIR = "humanref_cot", "humanref_cot_rejection"
@@ -43,7 +44,7 @@ class CotPair:
         self.name = name
         self.problems: list[Problem] = []  # of the indices; those of records come when they are read
         self.offsets = self._index(folder, "annotations")
-        self.image_offsets = self._index(folder, "images")
+        self.image_offsets = array("q", sorted(self._index(folder, "images")))
         self._annotations = _open(folder / f"{name}.annotations.tsv")
         try:
             self._images = _open(folder / f"{name}.images.tsv")
@@ -112,7 +113,7 @@ class CotPair:
         key, tab, _ = self._images.readline(1024).partition(b"\t")
         if not tab:
             raise ValueError(f"no picture begins at byte {offset}")
-        return _from_json(number, key.decode(), json.loads(text))
+        return _from_json(number, key.decode(), read_json(text))
 
     def read_picture(self, number: int) -> bytes:
         """Its picture; raises ValueError saying what is wrong with it."""
@@ -127,6 +128,14 @@ class CotPair:
             return base64.b64decode(text, validate=True)
         except binascii.Error as error:
             raise ValueError(f"not base64 ({error})") from error
+
+    def doubt(self, number: int) -> str:
+        """Whether the pictures' index knows its picture, which is found without it; "" where it does."""
+        offset = self._annotation_line(number)[0]
+        place = bisect_left(self.image_offsets, offset)
+        if self.image_offsets[place : place + 1] == array("q", [offset]):
+            return ""
+        return f"its picture begins at byte {offset}, which {self.name}.images' index does not have"
 
     def _annotation_line(self, number: int) -> tuple[int, bytes]:
         offset = self.offsets[number]
@@ -187,7 +196,7 @@ def _open(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
-def _from_json(number: int, key: str, fields: dict[str, object]) -> Record:
+def _from_json(number: int, key: str, fields: Any) -> Record:
     if not isinstance(fields, dict):
         raise ValueError("the annotation is not a JSON object")
     boxes: list[Box] = [(x, y, x + w, y + h) for x, y, w, h in read_boxes(fields["gt_boxes"])]

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from rexthinker_edge.calibration.records import Box, Problem, Record, why
+from rexthinker_edge.calibration.records import Box, Problem, Record, place_text, why
 from rexthinker_edge.runtime.boxes import EDGE_SLACK_PX, MAX_BOXES, Size
 from rexthinker_edge.runtime.errors import DataError
 from rexthinker_edge.runtime.image import FORMATS, ORIENTATION
@@ -57,10 +57,14 @@ class Example:
 
     def answers(self) -> frozenset[int] | None:
         """Candidates (by index in `candidates`) that are the truth; None where an answer is no candidate."""
-        wanted = set(self.record.answer_boxes)
-        found = {i for i, k in enumerate(self.origin) if self.record.candidate_boxes[k] in wanted}
+        found = self.known_answers()
         known = {self.record.candidate_boxes[self.origin[i]] for i in found}
-        return frozenset(found) if known == wanted else None
+        return found if known == set(self.record.answer_boxes) else None
+
+    def known_answers(self) -> frozenset[int]:
+        """Candidates that are an answer, whether or not every answer is a candidate."""
+        wanted = set(self.record.answer_boxes)
+        return frozenset(i for i, k in enumerate(self.origin) if self.record.candidate_boxes[k] in wanted)
 
 
 class Dataset(ABC):
@@ -96,6 +100,10 @@ class Dataset(ABC):
     def picture(self, number: int, record: Record) -> PictureSource:
         """A record's picture, not decoded; raises one of `BAD` when it is missing or damaged."""
 
+    def doubt(self, number: int) -> str:
+        """What is wrong around a record that can be used all the same; "" where nothing is."""
+        return ""
+
     def record(self, number: int) -> Record:
         """A record by number.
 
@@ -106,10 +114,9 @@ class Dataset(ABC):
         try:
             return self.read(number)
         except BAD as error:
-            file, line = self.place(number)
             raise DataError(
-                f"{file}, line {line}: {why(error)}, a whole record is needed. Leave it out, or copy the "
-                "file again."
+                f"{place_text(*self.place(number))}: {why(error)}, a whole record is needed. "
+                "Leave it out, or copy the file again."
             ) from error
 
     def check_number(self, number: int) -> None:
@@ -120,10 +127,12 @@ class Dataset(ABC):
                 "Give a smaller number."
             )
 
-    def records(self, problems: list[Problem]) -> Iterator[tuple[int, Record]]:
-        """Every readable record with its number; the others go to `problems`."""
+    def records(
+        self, problems: list[Problem], numbers: Iterable[int] | None = None
+    ) -> Iterator[tuple[int, Record]]:
+        """Every readable record, or those of `numbers`, with its number; the others go to `problems`."""
         problems += self.file_problems
-        for number in range(len(self)):
+        for number in range(len(self)) if numbers is None else numbers:
             try:
                 record = self.read(number)
             except BAD as error:
@@ -146,9 +155,12 @@ class Dataset(ABC):
             record = self.read(number)
             source = self.picture(number, record)
             size = picture_size(source)
+            doubt = self.doubt(number)
         except BAD as error:
             problems.append(Problem(*place, why(error)))
             return None
+        if doubt:
+            problems.append(Problem(*place, doubt, kept=True))
         kept: dict[Box, int] = {}
         for index, box in enumerate(record.candidate_boxes):
             usable, reason = usable_box(box, size)

@@ -12,6 +12,7 @@ Source    docs/sources.md#humanref
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from rexthinker_edge.calibration.records import (
     new_directory,
     plain_numbers,
     read_boxes,
+    read_json,
     read_text,
 )
 from rexthinker_edge.runtime.errors import DataError
@@ -85,7 +87,7 @@ class HumanRef(Dataset):
     def read(self, number: int) -> Record:
         """One line as a record."""
         self._stream.seek(self.lines[number][0])
-        return _from_json(json.loads(self._stream.readline()))
+        return _from_json(read_json(self._stream.readline()))
 
     def picture(self, number: int, record: Record) -> Path:
         """The picture's file."""
@@ -155,7 +157,7 @@ def _to_json(record: Record, width: int, height: int) -> dict[str, object]:
     }
 
 
-def _from_json(fields: dict[str, object]) -> Record:
+def _from_json(fields: Any) -> Record:
     if not isinstance(fields, dict):
         raise ValueError("the line is not a JSON object")
     number = fields["id"]

@@ -148,6 +148,11 @@ class HumanRefCot(Dataset):
         pair, line = self._find(number)
         return pair.read_picture(line)
 
+    def doubt(self, number: int) -> str:
+        """Whether the pictures' index knows the record's picture."""
+        pair, line = self._find(number)
+        return pair.doubt(line)
+
     def _find(self, number: int) -> tuple[CotPair, int]:
         for pair in self.pairs:
             if number < len(pair):

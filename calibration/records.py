@@ -7,6 +7,7 @@ Elsewhere a set of them with pictures: dataset.py; files: humanref.py, humanref_
           where workbench records come from: workbench/items.py.
 """
 
+import json
 import math
 import os
 import shutil
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rexthinker_edge.runtime.errors import DataError
 
@@ -60,8 +62,12 @@ class Problem:
     kept: bool = False
 
     def __str__(self) -> str:
-        place = f"{self.file}, line {self.line}" if self.line else self.file
-        return f"{place}: {self.reason} ({'kept' if self.kept else 'left out'})"
+        return f"{place_text(self.file, self.line)}: {self.reason} ({'kept' if self.kept else 'left out'})"
+
+
+def place_text(file: str, line: int) -> str:
+    """ "val.jsonl, line 3", or the file alone where `line` is 0."""
+    return f"{file}, line {line}" if line else file
 
 
 def read_box(value: object) -> Box:
@@ -97,6 +103,22 @@ def read_text(value: object, name: str) -> str:
         raise ValueError(f"{name} {value!r} is not text")
     value.encode()
     return value
+
+
+def read_json(raw: bytes) -> Any:
+    """A JSON value from UTF-8, a byte order mark let through.
+
+    Raises:
+        ValueError: it is none; says where that shows.
+    """
+    try:
+        return json.loads(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 (byte {error.start:,} of {len(raw):,})") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg} at character {error.pos:,})") from error
+    except RecursionError as error:
+        raise ValueError("not JSON (nested too deep)") from error
 
 
 def why(error: Exception) -> str:

@@ -15,14 +15,13 @@ Elsewhere COCO's own detection files: coco.py; the dataset: dataset.py.
 Source    docs/sources.md#refcoco
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rexthinker_edge.calibration.dataset import BAD, Dataset, PictureSource, find_picture
-from rexthinker_edge.calibration.records import Box, Problem, Record, read_box, read_text, why
+from rexthinker_edge.calibration.records import Box, Problem, Record, read_box, read_json, read_text, why
 from rexthinker_edge.runtime.errors import DataError, MissingExtraError
 
 CATEGORY = "object"  # what a hint calls the candidates where a file has no category
@@ -174,7 +173,7 @@ def json_rows(path: Path, problems: list[Problem]) -> Iterator[tuple[int, Any]]:
             for number, line in enumerate(stream, 1):
                 if line.strip():
                     try:
-                        yield number, json.loads(line)
+                        yield number, read_json(line)
                     except BAD as error:
                         problems.append(Problem(path.name, number, why(error)))
 
@@ -186,12 +185,12 @@ def _whole_json(path: Path) -> Any:
     if first.startswith(b"{") and first.endswith(b"}") and b'"annotations"' not in first:
         return None
     try:
-        return json.loads(path.read_bytes())
+        return read_json(path.read_bytes())
     except BAD as error:
         if first.startswith(b"{"):
             return None
         raise DataError(
-            f"{path}: not JSON ({why(error)}), RefCOCO as JSON or parquet is needed. Copy the file again."
+            f"{path}: {why(error)}, RefCOCO as JSON or parquet is needed. Copy the file again."
         ) from error
 
 

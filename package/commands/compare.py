@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from rexthinker_edge.commands.judging import chosen_numbers, tell_problems
+from rexthinker_edge.commands.judging import check_orders, chosen_numbers, tell_problems
 
 PATH = click.Path(path_type=Path)
 
@@ -88,6 +88,7 @@ def compare(subjects: tuple[str, ...], spec: str, images: Path | None, **options
     boxes = options["boxes"]
     if boxes == "detector" and any("@" in subject for subject in subjects):
         raise click.UsageError("--boxes detector: a checkpoint has no detector. Compare bundles alone.")
+    check_orders(boxes, options["orders"])
     place = None if images is None else str(images)
     gate = Gate(options["max_drop"], options["max_flips"], options["min_same_top"])
     with open_dataset(spec, images) as dataset:

@@ -105,14 +105,17 @@ def _evidence(example: "Example", problems: "list[Problem]") -> "Evidence | None
     except ImageError as error:
         problems.append(Problem(record.image_name, 0, str(error)))
         return None
+    answers, known = str(len(record.answer_boxes)), example.known_answers()
+    if example.answers() is None:
+        answers += f", {len(known)} of them among the candidates"
     notes = {"record": str(example.number), "picture": record.image_name, "domain": record.domain,
-             "sub-domain": record.sub_domain, "answers": str(len(record.answer_boxes))}  # fmt: skip
+             "sub-domain": record.sub_domain, "answers": answers}  # fmt: skip
     return Evidence(
         title=record.referring,
         category=record.category,
         pixels_HWC=pixels,
         boxes=example.candidates,
-        answers=example.answers() or frozenset(),
+        answers=known,
         thought=record.trace or "",
         notes=tuple((name, value) for name, value in notes.items() if value),
     )

@@ -11,8 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from rexthinker_edge.commands.judging import chosen_numbers, default_path, tell_problems, write_json
+from rexthinker_edge.commands.judging import (
+    check_orders,
+    chosen_numbers,
+    default_path,
+    tell_problems,
+    write_json,
+)
+from rexthinker_edge.runtime.errors import DataError
 
 if TYPE_CHECKING:
     from rexthinker_edge.benchmarks.runs import Finished
@@ -20,6 +28,11 @@ if TYPE_CHECKING:
     from rexthinker_edge.calibration.dataset import Dataset
 
 PATH = click.Path(path_type=Path)
+# What has no meaning where nothing is asked.
+OF_ASKING = (
+    "bundle", "checkpoint", "dtype", "device", "boxes", "orders", "workers", "threads", "out",
+    "write_predictions", "calibrate_risk",
+)  # fmt: skip
 
 
 @click.command("evaluate")
@@ -86,19 +99,19 @@ def evaluate(spec: str, images: Path | None, predictions: Path | None, **options
     """
     from rexthinker_edge.calibration.openers import open_dataset  # noqa: PLC0415
 
+    if predictions is not None:
+        _check_asks_nothing()
+    check_orders(options["boxes"], options["orders"])
     subject = _subject_spec(options.pop("bundle"), options.pop("checkpoint"), options.pop("dtype"))
     as_json, reports = options.pop("as_json"), options.pop("reports")
-    _check_reports(reports, predictions)
+    _check_reports(reports, predictions, options["write_predictions"])
     named = predictions is None and subject not in (None, "small") and "@" not in str(subject)
     if options["calibrate_risk"] and not named:
         raise click.UsageError("--calibrate-risk writes into a bundle: name yours with --bundle.")
     with open_dataset(spec, images) as dataset:
         if predictions is not None:
-            if subject is not None or options["write_predictions"]:
-                raise click.UsageError(
-                    "--predictions asks nothing: leave out --bundle, --checkpoint and --write-predictions."
-                )
-            contract, whole = _score(dataset, predictions, options["as_published"])
+            numbers = chosen_numbers(dataset, options["start"], options["count"])
+            contract, whole = _score(dataset, predictions, options["as_published"], numbers)
         else:
             whole = contract = _ask(dataset, images, subject or "small", options, reports)
     for path in reports:
@@ -110,6 +123,15 @@ def evaluate(spec: str, images: Path | None, predictions: Path | None, **options
         from rexthinker_edge.benchmarks.quality_text import describe  # noqa: PLC0415
 
         click.echo("\n".join(describe(whole)))
+
+
+def _check_asks_nothing() -> None:
+    """UsageError for options that a file of predictions would leave without effect."""
+    context = click.get_current_context()
+    given = [name for name in OF_ASKING if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if given:
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise click.UsageError(f"--predictions asks nothing: leave out {named}.")
 
 
 def _subject_spec(bundle: str | None, checkpoint: str | None, dtype: str | None) -> str | None:
@@ -125,13 +147,17 @@ def _is_drawn(report: Path) -> bool:
     return report.suffix.lower() in (".html", ".md")
 
 
-def _check_reports(reports: tuple[Path, ...], predictions: Path | None) -> None:
+def _check_reports(reports: tuple[Path, ...], predictions: Path | None, written: Path | None) -> None:
     """Refuse, before anything is asked, what could not be written afterwards."""
-    from rexthinker_edge.benchmarks.report import check_ending  # noqa: PLC0415
+    from rexthinker_edge.benchmarks.report import check_ending, check_place  # noqa: PLC0415
 
+    if written is not None:
+        check_place(written)
     for path in reports:
         if path.suffix:
             check_ending(path)
+        else:
+            check_place(path)
         if predictions is not None and _is_drawn(path):
             raise click.UsageError(
                 "--predictions: a file of boxes tells no thoughts, times or statuses to draw; "
@@ -139,8 +165,14 @@ def _check_reports(reports: tuple[Path, ...], predictions: Path | None) -> None:
             )
 
 
-def _score(dataset: "Dataset", path: Path, as_published: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """HumanRef's tables of a prediction file, and the same with intervals and problems."""
+def _score(
+    dataset: "Dataset", path: Path, as_published: bool, numbers: range
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """HumanRef's tables of a prediction file, and the same with intervals, gaps and problems.
+
+    Raises:
+        DataError: the file's predictions are of other items, all of them.
+    """
     from rexthinker_edge.benchmarks.figures import judge_predictions, metric_intervals, tables  # noqa: PLC0415
     from rexthinker_edge.benchmarks.humanref_metric import tabulate  # noqa: PLC0415
     from rexthinker_edge.benchmarks.predictions import read_predictions, unknown_ids  # noqa: PLC0415
@@ -148,12 +180,21 @@ def _score(dataset: "Dataset", path: Path, as_published: bool) -> tuple[dict[str
 
     problems = list[Problem]()
     predictions = read_predictions(path, problems)
-    records = [record for _, record in dataset.records(problems)]
-    problems += unknown_ids(path, predictions, records)
+    records = [record for _, record in dataset.records(problems, numbers)]
+    every = records if len(numbers) == len(dataset) else [r for _, r in dataset.records([])]
+    problems += unknown_ids(path, predictions, every)
     judged = judge_predictions(records, predictions)
     contract = tables(tabulate(judged, as_published=as_published))
     tell_problems(problems)
+    gaps = sum(record.id not in predictions for record in records)
+    if gaps == len(records):
+        raise DataError(
+            f"{path}: no prediction of any of the {gaps:,} records of {dataset.spec}, ids such as "
+            f"{[record.id for record in records[:3]]} are needed as JSON has them. "
+            "Give the file of this dataset."
+        )
     whole = {"dataset": dataset.spec, "predictions": str(path), "as_published": as_published, **contract}
+    whole |= {"records": [numbers.start, numbers.stop], "unpredicted": gaps}
     return contract, whole | {"intervals": metric_intervals(judged), "problems": list(map(str, problems))}
 
 
@@ -166,6 +207,11 @@ def _ask(
 
     finished, opened = _run(dataset, images, subject, options)
     tell_problems(finished.problems)
+    if not any(item.status for item in finished.items):
+        raise DataError(
+            f"{dataset.spec}: none of its records could be asked, one at least is needed. "
+            "What is wrong with them stands above: mend it, or name the pictures' folder with --images."
+        )
     if options["write_predictions"] is not None:
         answered = (i for i in finished.items if i.status in (Status.FOUND, Status.ABSENT))
         write_predictions(options["write_predictions"], ((item.id, item.boxes) for item in answered))

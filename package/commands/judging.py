@@ -30,6 +30,15 @@ def chosen_numbers(dataset: "Dataset", start: int, count: int | None) -> range:
     return numbers
 
 
+def check_orders(boxes: str, orders: int) -> None:
+    """UsageError for other orders of hints that the subject finds by itself."""
+    if orders and boxes == "detector":
+        raise click.UsageError(
+            "--orders shuffles the candidates that are given; the detector's come in its own order. "
+            "Leave out --orders or --boxes detector."
+        )
+
+
 def default_path(name: str, dataset: "Dataset", key: str) -> Path:
     """runs/NAME-DATASET-KEY.jsonl: the same question always goes to the same file."""
     kind = ":".join(dataset.spec.split(":")[:2])

@@ -37,6 +37,7 @@ def test_a_run_asks_every_item_once_and_goes_on(listed: Listed, tmp_path: Path) 
         "list, line 6: it cannot be asked: picture: not to be read, a picture is needed. "
         "Give another. (left out)",
     ]
+    assert run(subject, listed, ALL, path, Plan()).problems == whole.problems
     assert whole.items[4].status is None
     assert read_run(path)[1] == whole.items
     assert list(tmp_path.iterdir()) == [path]  # the file of likeliest tokens was not needed
@@ -202,4 +203,4 @@ def test_a_clipped_candidate_is_scored_as_the_file_has_it() -> None:
     assert isinstance(made.item, Item)
     assert made.item.boxes == over.answer_boxes
     assert made.item.truth == (0,)
-    assert [p.kept for p in made.problems] == [True]
+    assert [p.kept for p in made.item.problems] == [True]

@@ -97,6 +97,15 @@ def test_an_index_that_does_not_match_is_named(tmp_path: Path) -> None:
         f"humanref_cot.annotations.tsv, line {n}" for n in (4, 6, 8)
     ]
     assert "the index does not match the file" in told[3]
+    pictures = tmp_path / "set" / f"{PAIR}.images.tsv.lineidx"
+    offsets = pictures.read_text().split()
+    pictures.write_text("\n".join(["0", str(int(offsets[1]) + 1), *offsets[2:]]))
+    found, told = examples(f"humanref-cot:{tmp_path / 'set'}")
+    assert len(found) == 8
+    assert [t for t in told if "picture begins" in t] == [
+        f"humanref_cot.annotations.tsv, line 2: its picture begins at byte {offsets[1]}, which "
+        "humanref_cot.images' index does not have (kept)"
+    ]
 
 
 def test_the_two_pairs_are_one_dataset(tmp_path: Path) -> None:
@@ -271,18 +280,24 @@ def test_coco_detection(tmp_path: Path) -> None:
             {"image_id": 4, "category_id": 1, "bbox": [0, 0, 9, 9]},
             {"image_id": 3, "category_id": 9, "bbox": [0, 0, 9, 9]},
             {"image_id": 3, "category_id": 1},
+            {"image_id": 3, "category_id": 1, "bbox": [9, 9, 0, 9]},
+            {"image_id": 3, "category_id": 1, "bbox": [50, 9, 9, 9]},
         ],
     }
     (tmp_path / "c.json").write_text(json.dumps(whole))
     found, told = examples(f"coco:{tmp_path / 'c.json'}")
     assert [(e.record.category, len(e.candidates)) for e in found] == [("cat", 1), ("dog", 2)]
-    assert found[1].answers() == {0, 1}
+    assert (found[1].known_answers(), found[1].answers()) == ({0, 1}, None)  # one answer is outside
+    assert found[0].answers() == {0}
     assert [t.partition(": ")[2] for t in told] == [
         "image 1: no field 'id' (left out)",
         "annotations[4]: image_id 4 is unknown (left out)",
         "annotations[5]: category_id 9 is unknown (left out)",
         "annotations[6]: no field 'bbox' (left out)",
+        "annotations[7]: bbox [9.0, 9.0, 0.0, 9.0] has no area (left out)",
+        "candidate 2 [50, 9, 59, 18] lies outside the picture of 40 x 60 px (kept)",
     ]
+    assert told[-1].startswith("c.json, record 1: ")
     (tmp_path / "d.json").write_text("[]")
     with pytest.raises(DataError, match="no list `images`"):
         open_dataset(f"coco:{tmp_path / 'd.json'}")

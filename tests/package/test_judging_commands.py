@@ -17,6 +17,7 @@ from rexthinker_edge.commands.data import data
 from rexthinker_edge.commands.evaluate import evaluate
 from rexthinker_edge.runtime.errors import DataError, OptionError
 
+CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "small" / "vlm"
 BOXES = ((0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 30.0, 10.0))
 METRICS = {
     "recall_50", "recall_mean", "precision_50", "precision_mean", "density_f1_50", "density_f1_mean", "count",
@@ -76,10 +77,28 @@ def test_predictions_for_people_and_as_a_report(humanref: Path, tmp_path: Path) 
         evaluate, "--dataset", f"humanref:{humanref}", "--predictions", path, "--report", tmp_path / "r.json"
     )
     assert "rejections: 0 of 2 correct, 2 without a usable answer" in result.stdout
+    assert "no prediction of 3 items; where there is an answer they score 0" in result.stdout
     assert "p.jsonl: id 7 is of no record (left out)" in result.stderr
     whole = json.loads((tmp_path / "r.json").read_text())
     assert whole["intervals"]["average"]["density_f1_mean"] == [0.0, 1.0]
     assert whole["problems"] == ["p.jsonl: id 7 is of no record (left out)"]
+    assert (whole["unpredicted"], whole["records"]) == (3, [0, 4])
+
+
+def test_predictions_of_some_records(humanref: Path, tmp_path: Path) -> None:
+    """--start and --count choose what is scored; a prediction of another record is no stranger."""
+    path = predictions(tmp_path / "p.jsonl", {0: [[0, 0, 10, 10]], 1: [], 3: []})
+    arguments = ("--dataset", f"humanref:{humanref}", "--predictions", path, "--json")
+    told = json.loads(invoke(evaluate, *arguments, "--count", 1).stdout)
+    assert (told["average"]["density_f1_mean"], told["rejection"]["total"]) == (1.0, 0)
+    result = invoke(evaluate, *arguments, "--start", 1, "--count", 2)
+    assert result.stderr == ""
+    told = json.loads(result.stdout)
+    assert (told["average"]["count"], told["average"]["recall_50"]) == (1, 0.0)
+    assert told["rejection"] == {"correct": 0, "total": 1, "unanswered": 1}
+    strange = predictions(tmp_path / "q.jsonl", {"0": [], "1": []})
+    with pytest.raises(DataError, match=r"no prediction of any of the 4 records .*ids such as \[0, 1, 2\]"):
+        invoke(evaluate, *arguments[:3], strange, "--as-published")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +106,17 @@ def test_predictions_for_people_and_as_a_report(humanref: Path, tmp_path: Path) 
     [
         (evaluate, ("--dataset", "workbench:easy", "--bundle", "a", "--checkpoint", "b"), "one of them"),
         (evaluate, ("--dataset", "workbench:easy", "--dtype", "bf16"), "--dtype goes with --checkpoint"),
-        (evaluate, ("--dataset", "workbench:easy", "--predictions", "p", "--bundle", "b"), "asks nothing"),
+        (
+            evaluate,
+            ("--dataset", "workbench:easy", "--predictions", "p", "--bundle", "b", "--orders", "0"),
+            "--predictions asks nothing: leave out --bundle, --orders.",
+        ),
+        (
+            evaluate,
+            ("--dataset", "workbench:easy", "--boxes", "detector", "--orders", "1"),
+            "the detector's come in its own order",
+        ),
+        (compare, ("small", "b", "--boxes", "detector", "--orders", "1"), "come in its own order"),
         (
             evaluate,
             ("--dataset", "workbench:easy", "--predictions", "p", "--report", "r.html"),
@@ -117,6 +146,13 @@ def test_a_report_in_no_form_is_refused_before_anything_is_asked(tmp_path: Path)
         invoke(evaluate, "--dataset", "workbench:easy", "--report", tmp_path / "r.pdf")
     with pytest.raises(OptionError, match="its directory does not exist"):
         invoke(evaluate, "--dataset", "workbench:easy", "--report", tmp_path / "no" / "r.md")
+    for option in ("--report", "--write-predictions"):
+        with pytest.raises(OptionError, match="its directory does not exist"):
+            invoke(evaluate, "--dataset", "workbench:easy", option, tmp_path / "no" / "r")
+    for subject in ("none", tmp_path, f"{CHECKPOINT}@int3"):
+        with pytest.raises(OptionError, match=r"no manifest\.json and no config|number format 'int3'"):
+            invoke(compare, "small", subject, "--out", tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_reports_of_a_run(tmp_path: Path) -> None:
@@ -145,6 +181,9 @@ def test_errors(humanref: Path, tmp_path: Path) -> None:
         invoke(data, "show", f"humanref:{humanref}", "--out", tmp_path / "x.bmp")
     with pytest.raises(OptionError, match="cannot be written"):
         invoke(data, "show", f"humanref:{humanref}", "--out", tmp_path / "no" / "x.html")
+    (humanref / "images").rename(humanref / "elsewhere")
+    with pytest.raises(DataError, match=r"none of its records could be asked, .* --images"):
+        invoke(evaluate, "--dataset", f"humanref:{humanref}", "--threads", 1, "--out", tmp_path / "r.jsonl")
 
 
 @pytest.mark.parametrize(
