@@ -10,8 +10,9 @@ Source    docs/sources.md#scene
 """
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -61,9 +62,13 @@ class Answerer:
         finally:
             self._busy.release()
 
-    def events(self, asked: Asked, limits: Limits) -> Iterator[Event]:
-        """The candidates, pieces of text, the decision, the result; busy until it ends or is closed."""
-        with self.alone():
+    def events(self, asked: Asked, limits: Limits, alone: bool = False) -> Iterator[Event]:
+        """The candidates, pieces of text, the decision, the result; busy until it ends or is closed.
+
+        Args:
+            alone: the caller has seen to it that nothing else is answered.
+        """
+        with nullcontext() if alone else self.alone():
             yield CandidatesEvent(self._sight.candidates)
             prompt = self._prompt
             if prompt is None:
@@ -76,13 +81,27 @@ class Answerer:
                 yield ResultEvent(self._late(asked, prompt))
 
     def together(self, asked: Sequence[Asked], terms: Terms) -> list[Result]:
-        """A result each, `TOGETHER` decoded at a time; needs a decoder whose graph branches."""
-        assert self._prompt is not None
+        """A result each, `TOGETHER` at a time: in one cache where the graph branches and that is quicker."""
         results: list[Result] = []
+        pace, prompt = self._language.pace, self._prompt
+        if not self._language.decoder.geometry.branches:
+            prompt = None  # nothing to mix behind
         with self.alone():
             for start in range(0, len(asked), TOGETHER):
-                results += self._group(asked[start : start + TOGETHER], terms, self._prompt)
+                group, begun = asked[start : start + TOGETHER], time.thread_time()
+                if prompt is not None and len(group) > 1 and pace.mixes(len(group)):
+                    count, made = len(group), self._group(group, terms, prompt)
+                else:
+                    count, made = 1, [self._one(one, terms) for one in group]
+                written = sum(result.tokens.generated for result in made)
+                pace.learn(count, written, (time.thread_time() - begun) * 1000)
+                results += made
         return results
+
+    def _one(self, asked: Asked, terms: Terms) -> Result:
+        *_, last = self.events(asked, terms.limits(self._language, monotonic_ms()), alone=True)
+        assert isinstance(last, ResultEvent)
+        return last.result
 
     def _answer(self, asked: Asked, limits: Limits, prompt: PromptPath) -> Iterator[Event]:
         """One answer: its events, the result last."""

@@ -71,6 +71,15 @@ class KVCache:
         self.touched = max(self.touched, self.length)
         self.length = length
 
+    def keep_only(self, tokens: NDArray[np.int64]) -> None:
+        """Forget all tokens but these, (R,) rising, which then stand one behind the other."""
+        self.touched = max(self.touched, self.length)
+        moved = int(np.count_nonzero(tokens == np.arange(len(tokens))))  # those in front stay
+        for pair in self._pairs():
+            for buffer in pair:
+                buffer[0, :, moved : len(tokens)] = buffer[0][:, tokens[moved:]]
+        self.length = len(tokens)
+
     def rows(self, start: int, stop: int) -> Rows:
         """A copy of what is kept of tokens [start, stop)."""
         assert 0 <= start <= stop <= self.length, (start, stop, self.length)

@@ -113,6 +113,7 @@ class Thinker:
             "idle_kv": self._idle_kv,
             "risk": None if manifest.risk is None else manifest.risk.describe(),
             "drafting": None if drafting is None else drafting.describe(),
+            "together": {"ms_a_token": self._parts.language.pace.describe()},
             "providers": list(self._parts.vision.session.get_providers()),
             "onnxruntime": ort.__version__,
         }

@@ -5,15 +5,17 @@ Layout    All answers lie in one cache, mixed: a pass reads the next token of ev
           other answers, so the prefix is stored and read once. An answer that ends leaves; the rest go on.
           (GroupQueryAttention refuses several rows a batch entry over a past, and a batch would hold the
           prefix once per entry; docs/scenes.md.) Drafted tokens stand behind the one they follow; the rows
-          of those that did not hold are hidden from then on.
+          of those that did not hold are hidden from then on. Rows that nobody looks at any longer are taken
+          out once there are many, for every token scores them all the same.
 Contract  Token for token what asking one by one gives. Sums over mixed rows run in another order, so two
           logits that nearly tie may change places: an answer that met such a tie is read again by itself, in
-          one pass, and goes on alone from the token where it differs. Likelihoods are those of the mixed
-          rows, so they differ from those of asking one by one in their last digits.
+          one pass, and goes on alone from the token where it differs. Where activations are rounded every
+          answer is read again, and every token of it compared. Likelihoods are those of the mixed rows, so
+          they differ from those of asking one by one in their last digits.
 Elsewhere one answer: generate.py; the pass: decoder.py; who asks: answering.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -23,16 +25,19 @@ from numpy.typing import NDArray
 from rexthinker_edge.runtime.confidence import Likelihood
 from rexthinker_edge.runtime.deadline import Deadline, DeadlinePassed, monotonic_ms
 from rexthinker_edge.runtime.decoder import Decoder
-from rexthinker_edge.runtime.generate import Finish, Generation, Limits, greedy, held
+from rexthinker_edge.runtime.generate import Drafts, Finish, Generation, Limits, held
 from rexthinker_edge.runtime.kv_cache import KVCache
 from rexthinker_edge.runtime.positions import text_positions
 from rexthinker_edge.runtime.result import Milliseconds
 from rexthinker_edge.runtime.tokens import TextTokenizer
 
 TOGETHER = 8  # answers in one group: more would mostly read each other's hidden rows
-# Two logits closer than this share of the largest may have changed places. Mixed rows moved a logit by 0.13
-# at most where the largest was 12 (int4, 472 tokens; 1e-5 in float32), two against each other by 0.022 of it.
-NEAR_TIE = 1 / 32
+# Two logits closer than this share of the largest may have changed places. Mixed rows moved two against each
+# other by 2e-6 of it at most where products are float32 throughout (17,000 tokens of the small model). Where
+# they round activations it was 0.042, and 9 of 17,000 tokens changed: there every token is read again.
+FLOAT_NEAR_TIE = 1 / 2048
+EVERY_TOKEN = float("inf")
+USELESS = 0.25  # of the rows behind the prefix: as many are taken out
 _PREFIX, _DEAD = -1, -2  # owners of rows that all see, and of drafted rows that did not hold
 
 
@@ -53,6 +58,7 @@ class Question:
     token_ids: list[int]
     position: int  # of its first token
     drafts: "BesideDrafts | None" = None
+    alone: Callable[[], "Drafts | None"] | None = None  # drafts anew, for an answer that goes on alone
 
 
 @dataclass(frozen=True)
@@ -90,17 +96,15 @@ class _Branch:
         most, drafts = limits.max_new_tokens - len(self.token_ids) - 1, self.question.drafts
         return drafts.propose(most, beside) if drafts is not None and most > 0 else []
 
-    def take(self, logits: NDArray[np.float32], drafted: list[int], limits: Limits) -> int:
-        """Choose from (len(drafted) + 1, vocab) logits, noting near ties; returns how many were chosen."""
-        won = held(greedy, logits, drafted, limits.end_ids)
-        seconds = np.partition(logits[: len(won)], -2, axis=1)[:, -2]
-        for token, row, second in zip(won, logits, seconds, strict=False):
-            if row[token] - second <= NEAR_TIE * np.abs(row[token]):
-                self.doubtful.append(len(self.token_ids))
-            self.token_ids.append(token)
+    def take(self, seen: "_Seen", drafted: list[int], limits: Limits) -> int:
+        """Choose from what len(drafted) + 1 rows say, noting near ties; returns how many were chosen."""
+        won = held(lambda _: seen.best, seen.logits, drafted, limits.end_ids)
+        begun = len(self.token_ids)
+        self.doubtful += [begun + place for place, near in enumerate(seen.near[: len(won)]) if near]
+        self.token_ids += won
         if self.question.drafts is not None:
             self.question.drafts.chosen(won)
-        self.likelihood.note(logits, won)
+        self.likelihood.note(seen.logits, won)
         self.passes += 1
         if won[-1] in limits.end_ids:
             self.finish = Finish.STOP
@@ -110,23 +114,52 @@ class _Branch:
         return len(won)
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """Some rows of a pass: (R, vocab) logits, the first largest of each, and whether another is near."""
+
+    logits: NDArray[np.float32]
+    best: list[int]
+    near: list[bool]
+
+    def part(self, start: int, stop: int) -> "_Seen":
+        """Rows [start, stop)."""
+        return _Seen(self.logits[start:stop], self.best[start:stop], self.near[start:stop])
+
+
+def _look(logits: NDArray[np.float32], near_tie: float) -> _Seen:
+    """Find each row's largest, and whether the second is within `near_tie` of it."""
+    best, rows = logits.argmax(axis=1), np.arange(len(logits))
+    tops = logits[rows, best]
+    logits[rows, best] = -np.inf
+    seconds = logits.max(axis=1)
+    logits[rows, best] = tops
+    near = tops - seconds <= near_tie * np.abs(tops)
+    return _Seen(logits, best.tolist(), near.tolist())
+
+
 class Together:
     """Answers that grow in one cache."""
 
     def __init__(
-        self, decoder: Decoder, cache: KVCache, questions: Sequence[Question], limits: Limits
-    ) -> None:
-        """Begin behind what the cache holds; read the questions, in as few passes as one question's."""
-        self.decoder, self.cache, self.limits = decoder, cache, limits
+        self, decoder: Decoder, cache: KVCache, questions: Sequence[Question], limits: Limits,
+        near_tie: float = EVERY_TOKEN,
+    ) -> None:  # fmt: skip
+        """Begin behind what the cache holds; read the questions, in as few passes as one question's.
+
+        Args:
+            near_tie: share of the largest logit by which a mixed pass may be off.
+        """
+        self.decoder, self.cache, self.limits, self.near_tie = decoder, cache, limits, near_tie
         self.owners = np.full(cache.length, _PREFIX, np.int32)
         self.branches = [_Branch(owner, question) for owner, question in enumerate(questions)]
         ids = [token for question in questions for token in question.token_ids]
         owners = np.repeat(np.arange(len(questions), dtype=np.int32), [len(q.token_ids) for q in questions])
         positions = [text_positions(q.position, len(q.token_ids)) for q in questions]
         lasts = np.cumsum([len(q.token_ids) for q in questions]) - 1
-        logits = self._read(ids, np.concatenate(positions, axis=1), owners, lasts)
-        for branch, row in zip(self.branches, logits, strict=True):
-            branch.take(row[None], [], limits)
+        seen = _look(self._read(ids, np.concatenate(positions, axis=1), owners, lasts), near_tie)
+        for place, branch in enumerate(self.branches):
+            branch.take(seen.part(place, place + 1), [], limits)
 
     def step(self) -> bool:
         """One pass for every answer that goes on; False when none does any longer."""
@@ -142,6 +175,7 @@ class Together:
 
     def _pass(self, going: list[_Branch]) -> None:
         # No pass has a single row: it would be computed by other kernels (generate.py).
+        self._tidy(going)
         begun, drafted, rows = self.cache.length, list[list[int]](), len(going)
         for branch in going:
             drafted.append(branch.propose(self.limits, rows - 1))
@@ -154,14 +188,23 @@ class Together:
         owners = np.repeat(np.array([branch.owner for branch in going], np.int32), lengths)
         flat = [token for part in ids for token in part]
         logits = self._read(flat, np.concatenate(positions, axis=1), owners, np.arange(rows))
+        seen = _look(logits, self.near_tie)
         self.cache.rewind(begun + rows)
         self.owners = self.owners[: begun + rows]
         start = 0
         for branch, draft in zip(going, drafted, strict=True):
             stop = start + 1 + len(draft)
-            won = branch.take(logits[start:stop], draft, self.limits)
+            won = branch.take(seen.part(start, stop), draft, self.limits)
             self.owners[begun + start + won : begun + stop] = _DEAD
             start = stop
+
+    def _tidy(self, going: list[_Branch]) -> None:
+        """Take rows out of the cache that nobody looks at: of answers that ended, of drafts that failed."""
+        useful = np.isin(self.owners, [_PREFIX, *(branch.owner for branch in going)])
+        useless, behind = np.count_nonzero(~useful), np.count_nonzero(self.owners != _PREFIX)
+        if useless > USELESS * behind:
+            self.cache.keep_only(np.flatnonzero(useful))
+            self.owners = self.owners[useful]
 
     def _read(
         self, ids: list[int], positions: NDArray[np.int64], owners: NDArray[np.int32], rows: NDArray[np.int64]
@@ -178,22 +221,24 @@ class Together:
                 embeds[part], positions[:, part], ~seen, asked, self.cache, deadline
             )
             logits.append(got[: len(wanted)])
-        return np.concatenate(logits)
+        return logits[0] if len(logits) == 1 else np.concatenate(logits)
 
 
 def answer_together(
-    decoder: Decoder, tokenizer: TextTokenizer, cache: KVCache, questions: Sequence[Question], limits: Limits
-) -> list[Written]:
+    decoder: Decoder, tokenizer: TextTokenizer, cache: KVCache, questions: Sequence[Question], limits: Limits,
+    near_tie: float = EVERY_TOKEN,
+) -> list[Written]:  # fmt: skip
     """Answer questions about one prefix, each as if it were asked alone.
 
     Args:
         cache: holds the prefix and nothing else; holds more afterwards.
+        near_tie: as of `Together`.
 
     Raises:
         DeadlinePassed: before the first token; later, answers end with Finish.DEADLINE.
     """
     begun, prefix = monotonic_ms(), cache.length
-    together = Together(decoder, cache, questions, limits)
+    together = Together(decoder, cache, questions, limits, near_tie)
     prefilled = monotonic_ms()
     while together.step():
         pass
@@ -217,7 +262,7 @@ def answer_together(
 def _settle(decoder: Decoder, cache: KVCache, branch: _Branch, limits: Limits) -> None:
     """Read an answer again by itself; where a near tie falls the other way, go on alone from there."""
     question = branch.question
-    ids = [*question.token_ids, *branch.token_ids[:-1]]
+    ids = [*question.token_ids, *branch.token_ids[: branch.doubtful[-1]]]
     first = len(question.token_ids) - 1  # its logits chose token_ids[0]
     prefix = cache.length
     rows = np.array([first + index for index in branch.doubtful])
@@ -230,8 +275,10 @@ def _settle(decoder: Decoder, cache: KVCache, branch: _Branch, limits: Limits) -
         cache.rewind(prefix + len(question.token_ids) + index)
         left = Limits(limits.end_ids, limits.max_new_tokens - index, limits.deadline_ms)
         after = question.position + len(question.token_ids) + index
-        notes = Likelihood()
-        generation = Generation(decoder, cache, row[None], after, left, notes=notes)
+        notes, drafts = Likelihood(), None if question.alone is None else question.alone()
+        if drafts is not None and index:
+            drafts.chosen(branch.token_ids[:index])
+        generation = Generation(decoder, cache, row[None], after, left, drafts, notes=notes)
         for _ in generation:
             pass
         branch.token_ids[index:] = generation.token_ids

@@ -154,3 +154,14 @@ def test_the_bundle_is_small_and_intact() -> None:
     assert sum(len(file.read_bytes()) for file in directory.iterdir()) <= 16 * 2**20
     checkpoints = [file for file in CHECKPOINTS.rglob("*") if file.is_file()]
     assert 0 < sum(file.stat().st_size for file in checkpoints) <= 48 * 2**20
+
+
+def test_together_is_one_by_one_whichever_way_it_is_done() -> None:
+    """Both ways are tried twice; `describe` tells that both were."""
+    thinker, item = rex.load(threads=1), evaluation_items()[0]
+    asked = [f"the {word} {item.category}" for word in ("largest", "leftmost", "red")]
+    scene = thinker.look(render(item.scene), item.category, boxes=true_boxes(item))
+    expected = [scene.refer(words, 40).token_ids for words in asked]
+    for _ in range(4):
+        assert [result.token_ids for result in scene.refer_many(asked, 40)] == expected
+    assert list(thinker.describe()["together"]["ms_a_token"]) == ["1", "3"]

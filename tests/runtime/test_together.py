@@ -1,6 +1,7 @@
 """Expressions decoded together: token for token what asking one by one gives, ties included."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import onnxruntime as ort
@@ -110,7 +111,6 @@ def test_a_tie_that_falls_the_other_way_is_settled(decoder, monkeypatch):
     """Whatever the mixed pass says, an answer it is unsure of ends as it would alone."""
     limits = Limits(frozenset([an_end(decoder)]), 16)
     expected = [alone(decoder, question, limits) for question in QUESTIONS[:4]]
-    monkeypatch.setattr(together, "NEAR_TIE", 1e9)  # always unsure
     truthful, rng, wrong = decoder.run_branches, np.random.default_rng(0), []
 
     def noisy(*arguments):
@@ -123,8 +123,8 @@ def test_a_tie_that_falls_the_other_way_is_settled(decoder, monkeypatch):
     written = answer_together(decoder, Plain(), read_prefix(decoder), asked(QUESTIONS[:4]), limits)
     assert any(wrong)
     assert [(w.token_ids, w.finish) for w in written] == expected
-    monkeypatch.setattr(together, "NEAR_TIE", -1.0)  # never unsure: then the noise stays
-    trusting = answer_together(decoder, Plain(), read_prefix(decoder), asked(QUESTIONS[:4]), limits)
+    never = -1.0  # unsure: then the noise stays
+    trusting = answer_together(decoder, Plain(), read_prefix(decoder), asked(QUESTIONS[:4]), limits, never)
     assert [(w.token_ids, w.finish) for w in trusting] != expected
 
 
@@ -154,6 +154,66 @@ def test_drafts_change_no_token(decoder, seed):
     assert [(w.token_ids, w.finish) for w in written] == expected
     assert sum(w.passes for w in written) < sum(len(w.token_ids) for w in written)  # some did hold
     assert max(rows for d in drafts for rows in d.beside) > 4  # a draft knows of the others' rows
+
+
+class Anew(Guesses):
+    """Drafts for an answer that goes on alone: what it was told to have been chosen so far, and after."""
+
+    def propose(self, most, beside=0):
+        return super().propose(most, beside)
+
+    def measured(self, tokens, ms):
+        """Nothing is learnt here."""
+
+
+def test_an_answer_that_goes_on_alone_is_drafted(decoder, monkeypatch):
+    """Behind the last token that holds, from sources that know exactly what was chosen."""
+    limits = Limits(frozenset(), 16)
+    expected = [alone(decoder, question, limits) for question in QUESTIONS[:3]]
+    truthful, anew, turned = decoder.run_branches, {}, []
+
+    def spoilt(*arguments):
+        logits = truthful(*arguments)
+        if not turned and len(arguments[0]) == 3:  # one of the passes of a token each
+            turned.append(int(logits[1].argmax()))
+            logits[1, (turned[0] + 1) % logits.shape[1]] = logits[1].max() + 1
+        return logits
+
+    def draft(index):
+        anew[index] = Anew(expected[index][0], index)
+        return anew[index]
+
+    monkeypatch.setattr(decoder, "run_branches", spoilt)
+    questions = [Question(q, len(PREFIX), None, partial(draft, i)) for i, q in enumerate(QUESTIONS[:3])]
+    written = answer_together(decoder, Plain(), read_prefix(decoder), questions, limits)
+    assert [(w.token_ids, w.finish) for w in written] == expected
+    assert list(anew) == [1]
+    assert tuple(anew[1].told) == expected[1][0]
+
+
+def test_rows_that_nobody_looks_at_leave_the_cache(decoder, monkeypatch):
+    limits = Limits(frozenset([an_end(decoder, 4)]), 20)
+    expected = [alone(decoder, question, limits) for question in QUESTIONS]
+
+    def run(useless):
+        monkeypatch.setattr(together, "USELESS", useless)
+        cache = read_prefix(decoder)
+        running = Together(decoder, cache, asked(QUESTIONS), limits)
+        while running.step():
+            assert len(running.owners) == cache.length
+        assert [tuple(branch.token_ids) for branch in running.branches] == [ids for ids, _ in expected]
+        return cache.length
+
+    assert run(0.0) < run(1.0)
+
+
+def test_keep_only(decoder):
+    """The definition: rows of these tokens, in order."""
+    cache = read_prefix(decoder)
+    before, kept = cache.rows(0, len(PREFIX)), np.array([0, 1, 2, 5, 7, 10])
+    cache.keep_only(kept)
+    assert cache.length == 6
+    np.testing.assert_array_equal(cache.rows(0, 6), before[:, :, kept])
 
 
 def test_questions_longer_than_a_chunk(decoder, monkeypatch):
