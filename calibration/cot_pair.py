@@ -7,10 +7,10 @@ Layout    Of a pair NAME: NAME.images.tsv (`key \\t base64 JPEG`), NAME.annotati
           the published set lacks.
 Contract  Nothing is read whole: 11.7 GB is the published size; the indices are held (8 bytes a line) and one
           line at a time, at most `MAX_LINE_BYTES`. Base64 may be wrapped as b'…'.
-          A line that cannot be read, or that does not begin where the index says, is a `Problem` when
-          iterating and a DataError when asked for by number; a line of an index that is no offset costs its
-          record alone. Pictures are found by the annotation's own offset: an index of pictures that does not
-          match costs nothing, and is named.
+          A line that cannot be read, or that does not begin where the index says, is refused with one of
+          `BAD` that says why; a line of an index that is no offset costs its record alone. Without an index
+          of annotations their file is read through once, in pieces, for its newlines. Pictures are found by
+          the annotation's own offset: an index of pictures that does not match costs nothing, and is named.
 Elsewhere a folder of pairs, and writing them: humanref_cot.py; records: records.py.
 Source    docs/sources.md#humanref-cot
 """
@@ -19,45 +19,41 @@ import base64
 import binascii
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rexthinker_edge.calibration.dataset import BAD
-from rexthinker_edge.calibration.records import Box, Problem, Record, read_boxes, read_json, read_text, why
+import numpy as np
+
+from rexthinker_edge.calibration.records import Box, Problem, Record, read_boxes, read_json, read_text
 from rexthinker_edge.runtime.errors import DataError
 
 PAIR, REJECTION_PAIR = "humanref_cot", "humanref_cot_rejection"
 MAX_LINE_BYTES = 64 * 2**20  # a picture of 48 MB; without a limit a lost newline could read 10 GB
+SCAN_BYTES = 2**24
 NO_OFFSET = -1  # a line of an index that is no number
 
 
 class CotPair:
-    """One pair, open for reading by line number or by offset; a context manager.
+    """One pair, open for reading by line number.
 
     Raises:
-        DataError: one of its four files is missing.
+        DataError: one of its two TSV files is missing.
     """
 
     def __init__(self, directory: Path | str, name: str = PAIR) -> None:
         folder = Path(directory)
         self.name = name
-        self.problems: list[Problem] = []  # of the indices; those of records come when they are read
-        self.offsets = self._index(folder, "annotations")
-        self.image_offsets = array("q", sorted(self._index(folder, "images")))
-        self._annotations = _open(folder / f"{name}.annotations.tsv")
-        try:
-            self._images = _open(folder / f"{name}.images.tsv")
-        except DataError:
-            self._annotations.close()
-            raise
-        self._check_end(self._annotations, self.offsets, "annotations")
-
-    def __enter__(self) -> "CotPair":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        self.problems: list[Problem] = []  # of the files; those of records come when they are read
+        with ExitStack() as opened:
+            self._annotations = opened.enter_context(_open(folder / f"{name}.annotations.tsv"))
+            self._images = opened.enter_context(_open(folder / f"{name}.images.tsv"))
+            known = self._index(folder, "annotations")
+            self.offsets = beginnings(self._annotations) if known is None else known
+            pictures = self._index(folder, "images")
+            self.image_offsets = None if pictures is None else array("q", sorted(pictures))
+            self._check_end(self._annotations, self.offsets, "annotations")
+            opened.pop_all()
 
     def close(self) -> None:
         """Close both files."""
@@ -66,45 +62,6 @@ class CotPair:
 
     def __len__(self) -> int:
         return len(self.offsets)
-
-    def record(self, number: int) -> Record:
-        """Record `number`, counted from 0; its id is that number.
-
-        Raises:
-            DataError: the line does not mean what the format says.
-        """
-        try:
-            return self.read(number)
-        except BAD as error:
-            raise DataError(
-                f"{self.name}.annotations.tsv, line {number + 1}: {why(error)}, a picture's offset, "
-                "a tab and a JSON object are needed. Leave it out, or copy the file again."
-            ) from error
-
-    def records(self, problems: list[Problem] | None = None) -> Iterator[Record]:
-        """Every record in order; the lines that cannot be read go to `problems`."""
-        if problems is not None:
-            problems += self.problems
-        for number in range(len(self)):
-            try:
-                yield self.read(number)
-            except BAD as error:
-                if problems is not None:
-                    problems.append(Problem(f"{self.name}.annotations.tsv", number + 1, why(error)))
-
-    def jpeg(self, number: int) -> bytes:
-        """The picture of record `number` as its file's bytes.
-
-        Raises:
-            DataError: the picture's line is damaged.
-        """
-        try:
-            return self.read_picture(number)
-        except BAD as error:
-            raise DataError(
-                f"{self.name}.images.tsv, picture of record {number}: {error}, "
-                "a key, a tab and base64 are needed. Leave the record out, or copy the file again."
-            ) from error
 
     def read(self, number: int) -> Record:
         """Record `number`; raises one of `BAD` saying what is wrong with it."""
@@ -132,6 +89,8 @@ class CotPair:
     def doubt(self, number: int) -> str:
         """Whether the pictures' index knows its picture, which is found without it; "" where it does."""
         offset = self._annotation_line(number)[0]
+        if self.image_offsets is None:
+            return ""
         place = bisect_left(self.image_offsets, offset)
         if self.image_offsets[place : place + 1] == array("q", [offset]):
             return ""
@@ -157,11 +116,14 @@ class CotPair:
         else:
             stream.seek(0)
 
-    def _index(self, folder: Path, part: str) -> "array[int]":
+    def _index(self, folder: Path, part: str) -> "array[int] | None":
+        """The offsets of an index; None, and a problem, where it is not there."""
         published = folder / f"{self.name}.{part}.tsv.lineidx"
         path = published if published.is_file() else folder / f"{self.name}.{part}.lineidx"
         if not path.is_file():
-            raise DataError(f"{published}: no such file, a TSV pair has four. Copy it beside the others.")
+            reason = "no such index; lines are found without it"
+            self.problems.append(Problem(published.name, 0, reason, kept=True))
+            return None
         offsets = array("q")
         with path.open("rb") as stream:
             for number, line in enumerate(stream, 1):
@@ -183,6 +145,18 @@ class CotPair:
             self.problems.append(Problem(f"{self.name}.{part}.tsv", 0, reason))
 
 
+def beginnings(stream: BinaryIO) -> "array[int]":
+    """Byte offsets at which the lines of a file begin; it is read in pieces."""
+    offsets, place = array("q", [0]), 0
+    stream.seek(0)
+    while piece := stream.read(SCAN_BYTES):
+        offsets.extend((np.flatnonzero(np.frombuffer(piece, np.uint8) == ord("\n")) + place + 1).tolist())
+        place += len(piece)
+    if offsets[-1] == place:
+        offsets.pop()  # behind the last newline nothing begins
+    return offsets
+
+
 def _line(stream: BinaryIO) -> bytes:
     line = stream.readline(MAX_LINE_BYTES)
     if len(line) == MAX_LINE_BYTES:
@@ -192,7 +166,7 @@ def _line(stream: BinaryIO) -> bytes:
 
 def _open(path: Path) -> BinaryIO:
     if not path.is_file():
-        raise DataError(f"{path}: no such file, a TSV pair has four. Copy it beside the others.")
+        raise DataError(f"{path}: no such file, a pair of TSV files is needed. Copy it beside the other.")
     return path.open("rb")
 
 

@@ -10,14 +10,13 @@ Source    docs/drafting.md
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rexthinker_edge.calibration.cot_pair import PAIR, REJECTION_PAIR, CotPair
+from rexthinker_edge.calibration.humanref_cot import HumanRefCot
 from rexthinker_edge.calibration.workbench.items import item_trace, make_item
 from rexthinker_edge.runtime.draft_table import TableArrays
 from rexthinker_edge.runtime.errors import DataError, OptionError
@@ -97,18 +96,11 @@ def _workbench(count: int) -> Iterator[str]:
 
 def _humanref_cot(folder: Path, count: int) -> Iterator[str]:
     """Thoughts drawn evenly over both pairs; the answer behind them is not the table's to know."""
-    names = [name for name in (PAIR, REJECTION_PAIR) if (folder / f"{name}.annotations.tsv").is_file()]
-    if not names:
-        raise DataError(
-            f"{folder}: no {PAIR}.annotations.tsv, HumanRef-CoT's files are needed. Name their folder."
-        )
-    for name in names:
-        with CotPair(folder, name) as pair:
-            for number in range(0, len(pair), max(1, len(pair) * len(names) // count)):
-                with suppress(DataError):  # an unreadable record teaches nothing
-                    thought = pair.record(number).trace
-                    if thought:
-                        yield f"<think>{thought.removeprefix('<think>')}\n</think><answer>"
+    with HumanRefCot(folder) as dataset:
+        drawn = range(0, len(dataset), max(1, len(dataset) // count))
+        for _, record in dataset.records([], drawn):  # an unreadable record teaches nothing
+            if record.trace:
+                yield f"<think>{record.trace.removeprefix('<think>')}\n</think><answer>"
 
 
 def learn_table(

@@ -126,5 +126,5 @@ def test_sources(tmp_path):
     assert Table(tmp_path / "draft.bin", 256).states == learnt.states
     with pytest.raises(OptionError, match=r"draft traces: 'novels', needed workbench or humanref-cot"):
         list(traces_of("novels", 1))
-    with pytest.raises(DataError, match=r"no humanref_cot\.annotations\.tsv"):
+    with pytest.raises(DataError, match=r"humanref_cot\.annotations\.tsv: no such file"):
         list(traces_of(f"humanref-cot:{Path(tmp_path)}", 1))

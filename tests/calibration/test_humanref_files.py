@@ -11,9 +11,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from rexthinker_edge.calibration.cot_pair import PAIR, REJECTION_PAIR, CotPair
+from rexthinker_edge.calibration import cot_pair
+from rexthinker_edge.calibration.cot_pair import PAIR, REJECTION_PAIR
 from rexthinker_edge.calibration.humanref import HumanRef, box_rle, write_humanref
-from rexthinker_edge.calibration.humanref_cot import write_humanref_cot
+from rexthinker_edge.calibration.humanref_cot import HumanRefCot, write_humanref_cot
 from rexthinker_edge.calibration.records import Problem, Record
 from rexthinker_edge.runtime.errors import DataError
 
@@ -133,14 +134,39 @@ def test_humanref_without_our_category_is_about_persons(tmp_path: Path) -> None:
 
 def test_cot_pairs_read_back_equal(tmp_path: Path) -> None:
     assert write_humanref_cot(tmp_path / "set", ITEMS) == 3
-    with CotPair(tmp_path / "set") as pair, CotPair(tmp_path / "set", REJECTION_PAIR) as rejections:
-        assert list(pair.records()) == [FOUND, replace(AGAIN, id=1)]
-        assert list(rejections.records()) == [replace(ABSENT, id=0)]
+    problems: list[Problem] = []
+    with HumanRefCot(tmp_path / "set") as dataset:
+        assert list(dataset.records(problems)) == [
+            (0, FOUND), (1, replace(AGAIN, id=1)), (2, replace(ABSENT, id=2))
+        ]  # fmt: skip
+        pair = dataset.pairs[0]
         assert (len(pair), len(pair.image_offsets)) == (2, 1)  # one picture for both
-        picture = np.asarray(Image.open(BytesIO(pair.jpeg(1)))).astype(int)
-        assert pair.jpeg(0) == pair.jpeg(1)
-        assert pair.record(1).referring == "the first ball"
+        picture = np.asarray(Image.open(BytesIO(pair.read_picture(1)))).astype(int)
+        assert pair.read_picture(0) == pair.read_picture(1)
     assert picture.shape == (60, 40, 3)
+    for index in (tmp_path / "set").glob("*.lineidx"):
+        index.unlink()
+    with HumanRefCot(tmp_path / "set") as dataset:  # read through for their newlines
+        assert [record.referring for _, record in dataset.records(problems)] == [
+            r.referring for r in (FOUND, AGAIN, ABSENT)
+        ]
+        assert dataset.doubt(1) == ""
+    assert {(p.file, p.kept) for p in problems} == {
+        (f"{name}.{part}.tsv.lineidx", True)
+        for name in (PAIR, REJECTION_PAIR) for part in ("annotations", "images")
+    }  # fmt: skip
+
+
+def test_lines_are_found_whatever_the_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, path = np.random.default_rng(2), tmp_path / "lines"
+    for end in (b"", b"\n"):
+        lines = [bytes(rng.integers(48, 58, int(n)).tolist()) for n in rng.integers(0, 9, 40)]
+        path.write_bytes(b"\n".join([*lines, b"last"]) + end)
+        starts = [sum(len(line) + 1 for line in lines[:k]) for k in range(len(lines) + 1)]
+        for piece in (1, 3, 64, 2**20):
+            monkeypatch.setattr(cot_pair, "SCAN_BYTES", piece)
+            with path.open("rb") as stream:
+                assert cot_pair.beginnings(stream).tolist() == starts
 
 
 def test_cot_files_are_as_published(tmp_path: Path) -> None:
@@ -193,13 +219,14 @@ def test_the_published_pair_drops_in(index: str, tmp_path: Path) -> None:
     _real_pair(
         tmp_path / "set", [_annotation(len(images[0]) + 1), _annotation(0, think="é 👍")], images, index
     )
-    with CotPair(tmp_path / "set") as pair:
-        assert pair.jpeg(0) == b"picture two"
-        assert pair.jpeg(1) == b"picture one"
-        record = pair.record(0)
+    with HumanRefCot(tmp_path / "set") as dataset:
+        record, other = dataset.record(0), dataset.record(1)
+        assert dataset.picture(0, record) == b"picture two"
+        assert dataset.picture(1, other) == b"picture one"
         assert (record.image_name, record.category, record.domain) == ("zwei ü.jpg", "person", "")
         assert record.candidate_boxes == ((1.0, 2.0, 4.0, 6.0),)
-        assert pair.record(1).trace == "é 👍"
+        assert other.trace == "é 👍"
+        assert (dataset.file_problems, dataset.doubt(0)) == ((), "")
 
 
 def test_cot_names_bad_lines_and_goes_on(tmp_path: Path) -> None:
@@ -217,27 +244,28 @@ def test_cot_names_bad_lines_and_goes_on(tmp_path: Path) -> None:
         _annotation(0),
     ]
     _real_pair(tmp_path / "set", annotations, [b"one.jpg\t###"])
-    with CotPair(tmp_path / "set") as pair:
+    with HumanRefCot(tmp_path / "set") as dataset:
         problems: list[Problem] = []
-        assert [record.id for record in pair.records(problems)] == [10]
+        assert [number for number, _ in dataset.records(problems)] == [10]
         assert [p.line for p in problems] == list(range(1, 11))
+        assert problems[2].reason.startswith("not JSON (")
         assert problems[8].reason == "no field 'region_map'"
         assert problems[9].reason == "no picture begins at byte 99999: the index does not match the file"
         with pytest.raises(DataError, match=r"line 1: the line has no picture offset, .* Leave it out"):
-            pair.record(0)
-        with pytest.raises(DataError, match=r"picture of record 10: not base64"):
-            pair.jpeg(10)
+            dataset.record(0)
+        assert dataset.example(10, problems) is None
+        assert problems[-1].reason.startswith("not base64")
 
 
 def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"annotations\.jsonl: no such file"):
         read_humanref(tmp_path)
-    with pytest.raises(DataError, match=r"humanref_cot\.annotations\.tsv\.lineidx: no such file"):
-        CotPair(tmp_path)
+    with pytest.raises(DataError, match=r"humanref_cot\.annotations\.tsv: no such file"):
+        HumanRefCot(tmp_path)
     _real_pair(tmp_path / "set", [_annotation(0)], [b"one.jpg\tAAAA"])
     (tmp_path / "set" / f"{PAIR}.images.tsv").unlink()
     with pytest.raises(DataError, match=r"humanref_cot\.images\.tsv: no such file"):
-        CotPair(tmp_path / "set")
+        HumanRefCot(tmp_path / "set")
 
 
 @pytest.mark.parametrize("write", [write_humanref, write_humanref_cot])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from rexthinker_edge.calibration.cot_pair import REJECTION_PAIR, CotPair
+from rexthinker_edge.calibration.humanref_cot import HumanRefCot
 from rexthinker_edge.calibration.workbench.items import make_item
 from rexthinker_edge.commands.data import data
 from rexthinker_edge.runtime.errors import DataError
@@ -35,8 +35,9 @@ def test_items_do_not_depend_on_the_count(tmp_path: Path) -> None:
 
 def test_the_cot_layout_holds_every_item_once(tmp_path: Path) -> None:
     _make(tmp_path / "set", "--level", "full", "--seed", "6", "--count", "6", "--layout", "humanref-cot")
-    with CotPair(tmp_path / "set") as pair, CotPair(tmp_path / "set", REJECTION_PAIR) as rejections:
-        found, absent = list(pair.records()), list(rejections.records())
+    with HumanRefCot(tmp_path / "set") as dataset:
+        records = [record for _, record in dataset.records([])]
+        found, absent = records[: len(dataset.pairs[0])], records[len(dataset.pairs[0]) :]
     assert all(record.answer_boxes for record in found)
     assert not any(record.answer_boxes for record in absent)
     said = sorted(record.referring for record in found + absent)
