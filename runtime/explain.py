@@ -162,8 +162,10 @@ class Explanation:
                 certain = "" if verdict.confidence is None else f"  ({verdict.confidence:.3f})"
                 who, mark = name(result.category, verdict.candidate), MARKS[verdict.verdict]
                 yield f"  {mark} {who}: {verdict.words}{certain}"
-            if not step.verdicts and step.candidates:
-                yield "  speaks of " + ", ".join(name(result.category, k) for k in step.candidates)
+            judged = {verdict.candidate for verdict in step.verdicts}
+            spoken_of = [*step.candidates, *(span.candidate for span in step.spans)]
+            if others := dict.fromkeys(k for k in spoken_of if k not in judged):
+                yield "  speaks of " + ", ".join(name(result.category, k) for k in others)
 
 
 def explain(result: Result, picture: Source | None = None) -> Explanation:

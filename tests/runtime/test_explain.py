@@ -54,6 +54,7 @@ def test_other_mentions(result):
         ("Ball 3", 2), ("ball 1", 0), ("Sphere 2", 1), ("Ball 2", 1),
     ]  # fmt: skip
     assert step.verdicts[0].words == "it is Ball 2"
+    assert "speaks of Ball 3, Ball 1" in explanation.to_text()  # beside those that are judged
     assert replace(result, thought="").explain().steps == ()
 
 

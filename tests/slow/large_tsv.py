@@ -7,8 +7,8 @@ What      5,000 workbench records as tests/slow/corrupted_tsv.py makes them; beh
           may map 2 GB and no more, opens the set with its indices and reads every record and the beginning
           of every picture; a third does so without indices, so that the annotations are read through first.
 Last      11.1 GB by `ls`; all 5,000 records read, none named. With indices: opened in 0.02 s, read in 19 s,
-          42 MiB at most, 40 of them Python, NumPy and Pillow; without: opened in 1.4 s, read in 17 s, 72 MiB (a
-          piece of 16 MiB and where its newlines are). One of two busy AVX2 cores, files in the page cache.
+          42 MiB at most, 40 of them Python, NumPy and Pillow; without: opened in 1.4 s, read in 17 s, 72 MiB
+          (a piece of 16 MiB and where its newlines are). One of two busy AVX2 cores, files in the page cache.
 """
 
 import json
