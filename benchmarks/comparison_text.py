@@ -1,16 +1,17 @@
 """A comparison or a report in Markdown, for people; of one subject alone where it has no pairs.
 
-Elsewhere the figures: comparison.py; its tables and sentences: report_tables.py; the same as a page:
-          report_page.py.
+Elsewhere the figures: comparison.py; its tables and sentences: report_tables.py, report_numbers.py; the same
+          as a page: report_page.py.
 """
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from rexthinker_edge.benchmarks import report_numbers as numbers
 from rexthinker_edge.benchmarks import report_tables as tables
 
 WORST_SHOWN = 5
-STAGES = ("image", "detect", "vision", "prefill", "generate", "total")
+OF = ("verdicts", "answers")
 
 
 def markdown(comparison: dict[str, Any]) -> str:
@@ -28,12 +29,15 @@ def markdown(comparison: dict[str, Any]) -> str:
         "",
     ]
     lines += [f"- {name}: {value}" for name, value in tables.setting_lines(comparison)]
+    lines += ["", "## By domain", "", *numbers.domains(subjects).to_markdown()]
     lines += ["", "## What the metric hides", "", *tables.hidden_table(comparison).to_markdown()]
     for pair in pairs:
         lines += ["", *_pair(pair)]
     if not pairs:
         lines += ["", *_wrong(comparison)]
-    lines += ["", "## Where the time goes", "", *stage_table(comparison).to_markdown()]
+    lines += ["", "## Where the time goes", "", *numbers.stages(subjects).to_markdown()]
+    if (given := numbers.passes(subjects)) is not None:
+        lines += ["", *given.to_markdown()]
     lines += ["", "## Confidence", "", *_confidence(comparison)]
     return "\n".join(lines) + "\n"
 
@@ -84,35 +88,15 @@ def _shown(item: dict[str, Any], names: Sequence[str]) -> Iterator[str]:
         )
 
 
-def stage_table(comparison: dict[str, Any]) -> tables.Table:
-    """Milliseconds of each stage, medians, and tokens a pass."""
-    rows = []
-    for told in comparison["subjects"]:
-        cells = [told["ms"].get(stage) for stage in STAGES]
-        mean = told["tokens_per_pass"]["mean"]
-        rows.append(
-            [
-                told["name"],
-                *(tables.NONE if cell is None else f"{cell['p50']:.1f}" for cell in cells),
-                tables.NONE if mean is None else f"{mean:.2f}",
-            ]
-        )
-    return tables.Table(["ms, medians", *STAGES, "tokens a pass"], rows)
-
-
-def _confidence(comparison: dict[str, Any]) -> list[str]:
-    """Calibration errors, or that there is nothing to tell."""
-    told = [
-        s for s in comparison["subjects"] if any(s["reliability"][of]["count"] for of in s["reliability"])
+def _confidence(comparison: dict[str, Any]) -> Iterator[str]:
+    """How sure answers were and how often rightly, or that there is nothing to tell."""
+    subjects = comparison["subjects"]
+    found = [numbers.reliability(subjects, of) for of in ("verdicts", "answers")] + [
+        numbers.coverage(subjects)
     ]
+    told = [table for table in found if table is not None]
     if not told:
-        return ["Not recorded: these subjects tell no confidence."]
-    rows = []
-    for subject in told:
-        row = [subject["name"]]
-        for of in ("verdicts", "answers"):
-            figures = subject["reliability"][of]
-            row += [str(figures["count"]), "–" if figures["error"] is None else f"{figures['error']:.3f}"]
-        rows.append(row)
-    head = ["", "verdicts", "their calibration error", "answers", "their calibration error"]
-    return tables.Table(head, rows).to_markdown()
+        yield "Not recorded: these subjects tell no confidence."
+    for place, table in enumerate(told):
+        yield from ("",) * bool(place)
+        yield from table.to_markdown()

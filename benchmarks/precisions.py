@@ -166,8 +166,8 @@ class Bench:
                 )
                 integers = place / "integers"
                 integers.mkdir()
-                round_decoder(self.tensors, text, samples, self.tower, recipe, options, integers)
-                weights = Saved(self.tensors, integers)
+                found = round_decoder(self.tensors, text, samples, self.tower, recipe, options, integers)
+                weights = Saved(self.tensors, found)
             decoder = self.decoder(place, recipe, weights)
             line = {"calibration_tokens": tokens} | self.judged(decoder)
             if self.counts["items"]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from rexthinker_edge.benchmarks.report_charts import WIDTH, Told, frame, short
 from rexthinker_edge.benchmarks.report_svg import SERIES, TEXT_PX, Axis, Canvas, spread_labels
+from rexthinker_edge.benchmarks.report_tables import tokens_of
 
 STAGES = ("image", "detect", "vision", "prefill", "generate")
 
@@ -73,7 +74,7 @@ def pass_histograms(subjects: Sequence[Told]) -> str:
         _pass_bars(canvas, told["tokens_per_pass"]["bins"], series, (left, top + panel - 12), wide, most)
         canvas.line((left, top + panel - 12), (right, top + panel - 12))
     for place, one in enumerate(longest):
-        canvas.text(left + (place + 0.5) * wide, height - 38, _tokens_of(one), "soft", "middle")
+        canvas.text(left + (place + 0.5) * wide, height - 38, tokens_of(one), "soft", "middle")
     canvas.text((left + right) / 2, height - 12, "tokens that a pass gave; share of the passes", "", "middle")
     return canvas.render()
 
@@ -87,7 +88,7 @@ def _pass_bars(
         share, x = one["passes"] / passes, origin[0] + place * wide
         tall = 62 * share / most
         tip = (
-            f"{_tokens_of(one)} a pass: {one['passes']:,} passes, "
+            f"{tokens_of(one)} a pass: {one['passes']:,} passes, "
             f"{100 * one['tokens'] / tokens:.0f} % of all tokens"
         )
         canvas.bar(x + 2, origin[1] - tall, wide - 4, tall, f"u{series % SERIES}", tip)
@@ -103,13 +104,6 @@ def _most_passes(bins: Sequence[Told]) -> float:
     """The largest share of passes in one bin."""
     passes = [one["passes"] for one in bins]
     return float(max(passes) / sum(passes))
-
-
-def _tokens_of(one: Told) -> str:
-    """ "5–6", a bin's tokens a pass."""
-    if one["high"] is None:
-        return f"{one['low']} up"
-    return str(one["low"]) if one["low"] == one["high"] else f"{one['low']}–{one['high']}"
 
 
 def reliability_panel(series: int, told: Told, of: str) -> str:

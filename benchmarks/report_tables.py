@@ -168,6 +168,13 @@ def _memory(told: Told) -> str:
     return megabytes(own) if beyond is None else f"{megabytes(own)} + {megabytes(beyond)} on the GPU"
 
 
+def tokens_of(one: Told) -> str:
+    """ "5–6", a bin's tokens a pass."""
+    if one["high"] is None:
+        return f"{one['low']} up"
+    return str(one["low"]) if one["low"] == one["high"] else f"{one['low']}–{one['high']}"
+
+
 def _points(value: float | None) -> str:
     return NONE if value is None else f"{100 * value:.1f}"
 
@@ -181,10 +188,7 @@ def brief(figure: Told) -> str:
 
 def hidden_table(report: Told) -> Table:
     """Statuses, rejections and over-rejections, agreement, order."""
-    names = [
-        name for name in report["subjects"][0]["statuses"]
-        if any(told["statuses"][name] for told in report["subjects"])
-    ]  # fmt: skip
+    names = list(report["subjects"][0]["statuses"])
     rows = [
         ["absent, said of what is absent", *(brief(told["rejected"]) for told in report["subjects"])],
         ["absent, said of what is there", *(brief(told["over_rejected"]) for told in report["subjects"])],

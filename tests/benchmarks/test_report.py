@@ -211,6 +211,27 @@ def test_the_three_forms_say_the_same(scenes: Listed, tmp_path: Path) -> None:
         assert both in text, both
 
 
+def test_what_the_page_draws_stands_in_markdown(scenes: Listed, tmp_path: Path) -> None:
+    second = items(confident=True)
+    second[0] = replace(second[0], indices=(1,), boxes=(BOXES[1],), pass_tokens=(1, 6))
+    write_report(tmp_path / "r.md", made(scenes, second), scenes)
+    lines = (tmp_path / "r.md").read_text(encoding="utf-8").splitlines()
+    beginnings = (
+        "| attribute (8) | 100.0 (100.0 to 100.0) | 87.5 (62.5 to 100.0) |",
+        "| rejection (2), said to be absent | 100.0 % (100.0 to 100.0) |",
+        "| status timeout | 0 | 0 |",
+        "| passes that gave … tokens | 1 | 2 | 3 | 4 | 5–6 |",
+        "| fp32 | 100.0 % | – | – | – | – |",
+        "| int4 | 96.6 % | 0.0 % | 0.0 % | 0.0 % | 3.4 % |",
+        "| answers right, by confidence | int4 |",
+        "| 0.5 to 0.6 | 50.0 % (0.0 to 100.0) of 2 |",  # of 0.5 and 0.55, the first is wrong
+        "| 75 % | 0.0 % (of 80 %) |",
+        "| 100 % | 10.0 % (of 100 %) |",
+    )
+    for begun in beginnings:
+        assert any(line.startswith(begun) for line in lines), begun
+
+
 def test_flips_share_their_picture_and_keep_their_thoughts(scenes: Listed, tmp_path: Path) -> None:
     report = made(scenes)
     ((name, flips),) = gallery(report, scenes)
@@ -365,8 +386,8 @@ def test_one_subject_alone(scenes: Listed, tmp_path: Path) -> None:
     lines = (tmp_path / "r.md").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "# a | <b>"
     assert [line for line in lines if line.startswith("## ")] == [
-        "## What was asked", "## What the metric hides", "## Wrong answers", "## Where the time goes",
-        "## Confidence",
+        "## What was asked", "## By domain", "## What the metric hides", "## Wrong answers",
+        "## Where the time goes", "## Confidence",
     ]  # fmt: skip
     assert [line for line in lines if line.startswith("### ")] == [
         f"### Item {k}: {flipped()[k].referring}" for k in (0, 9)
