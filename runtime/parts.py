@@ -29,7 +29,7 @@ from rexthinker_edge.runtime.engine import open_engine
 from rexthinker_edge.runtime.errors import BundleError
 from rexthinker_edge.runtime.graph_check import check_graph
 from rexthinker_edge.runtime.language import Language
-from rexthinker_edge.runtime.opening import REFUSALS, refusal, start_packing
+from rexthinker_edge.runtime.opening import REFUSALS, refusal, session_options, start_packing
 from rexthinker_edge.runtime.prepared import Prepared, find, plain_options
 from rexthinker_edge.runtime.providers import Placement, read_device, require_cuda
 from rexthinker_edge.runtime.result import BundleInfo
@@ -141,9 +141,13 @@ class _Graphs:
     def _place(self, name: str) -> tuple[Path, ort.SessionOptions]:
         """Where a graph lies, and how it is opened."""
         path = None if self.ready is None else self.ready.graph(name)
-        if path is None:
-            return self.opened.file(name), self.options
-        return path, plain_options(self.options.intra_op_num_threads)
+        threads = self.options.intra_op_num_threads
+        options = session_options(threads) if path is None else plain_options(threads)
+        if name != manifests.DECODER:
+            # A run's threads else spin on for a while, and take the cores from the graph that runs next:
+            # 28 % of the processor time of detector and vision tower (docs/benchmarks.md#waiting).
+            options.add_session_config_entry("session.force_spinning_stop", "1")
+        return path or self.opened.file(name), options
 
     def _engine(self, name: str) -> Any:
         return open_engine(self.opened, name) if self.placement.kind == "tensorrt" else None
