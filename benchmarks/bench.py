@@ -22,7 +22,9 @@ from rexthinker_edge.benchmarks.machine import (
     cached_share,
     drop_from_cache,
     machine_card,
+    others_share,
     peak_bytes,
+    read_taken,
     read_turns,
     waited_share,
 )
@@ -105,11 +107,14 @@ def bench(plan: Plan, told: Told = lambda what, done, total: None) -> dict[str, 
     peak_known = begin_peak()
     told("load", 0, 1)
     thinker, loads = load_twice(opened, plan)
-    heat, turns = read_heat(), read_turns()
+    heat, turns, taken = read_heat(), read_turns(), read_taken()
     measuring = Bench(thinker, limits, plan.tokens, bring_boxes=is_random(opened.manifest))
     with EnergyMeter() as energy:
         seen = measuring.run(asked, lambda done: told("pictures asked", done, count + 1))
-    peak, waited = peak_bytes(), waited_share(turns, read_turns())
+    shares = {
+        "waited_share": waited_share(turns, read_turns()), "others_share": others_share(taken, read_taken()),
+    }  # fmt: skip
+    peak = peak_bytes()
     chunk = thinker._parts.language.decoder.prefill_chunk
     work |= _decoder_works(decoder_work(opened), seen, chunk)
     told("ceilings again", 0, 1)
@@ -118,7 +123,8 @@ def bench(plan: Plan, told: Told = lambda what, done, total: None) -> dict[str, 
     return {
         "schema": SCHEMA,
         "machine": _machine(thinker, heat, energy, seen, loads, (before, after))
-        | {"waited_share": waited, "peak_since_load": peak_known},
+        | shares
+        | {"peak_since_load": peak_known},
         "bundle": _bundle(opened, thinker, seen, work, size, loads),
         "ceilings": asdict(ceilings),
         "stages": _stages(seen, work, ceilings),

@@ -10,7 +10,7 @@ from typing import Any
 Rows = list[list[str]]
 Made = tuple[str, list[str], Rows]  # title, head, rows
 
-QUIET = 0.05  # of a ready thread's time; an idle machine's own housekeeping takes less
+QUIET = 0.05  # of all cores' time; an idle machine's own housekeeping takes less
 STAGES = {"detect": "detector", "vision": "vision tower", "prefill": "prompt", "token": "one token"}
 
 
@@ -129,13 +129,16 @@ def _foot(report: dict[str, Any]) -> list[str]:
 
 
 def _shared(machine: dict[str, Any]) -> list[str]:
-    """A warning where other programs had the cores."""
-    share = machine["waited_share"]
+    """A warning where other programs had the cores; threads of our own that wait for each other are none."""
+    share, waited = machine["others_share"], machine["waited_share"]
     if share is None or share < QUIET:
         return []
+    waiting = (
+        "" if waited is None else f", threads waited for one {100 * waited:.0f} % of their time"
+    )
     return [
-        f"NOT A QUIET MACHINE: ready threads waited for a core {100 * share:.0f} % of their time; times are "
-        "too long, and no ceiling is the machine's own"
+        f"NOT A QUIET MACHINE: other programs had {100 * share:.0f} % of its cores{waiting}; times are too "
+        "long, and no ceiling is the machine's own"
     ]
 
 

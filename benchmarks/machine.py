@@ -12,6 +12,7 @@ import os
 import platform
 import resource
 import sys
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
@@ -140,6 +141,33 @@ def cached_share(paths: Iterable[Path]) -> float | None:
 
 
 @dataclass(frozen=True)
+class Taken:
+    """Seconds since the machine started; None where the system does not count."""
+
+    all_s: float | None  # of all cores, that somebody took: every program, interrupts, the machine's own host
+    own_s: float  # that this process took
+    clock_s: float
+
+
+def read_taken(root: Path = ROOT) -> Taken:
+    """Who took the cores so far."""
+    times, clock, found = os.times(), time.monotonic(), None
+    for line in text(root / "proc/stat").splitlines():
+        if line.startswith("cpu "):
+            user, nice, system, _idle, _waiting, *more = (int(field) for field in line.split()[1:])
+            found = (user + nice + system + sum(more[:3])) / os.sysconf("SC_CLK_TCK")  # irq, softirq, steal
+    return Taken(found, times.user + times.system, clock)
+
+
+def others_share(before: Taken, after: Taken, cores: int | None = None) -> float | None:
+    """Which share of all cores' time other programs had, those of the machine's host included."""
+    if before.all_s is None or after.all_s is None or after.clock_s <= before.clock_s:
+        return None
+    others = (after.all_s - before.all_s) - (after.own_s - before.own_s)
+    return max(0.0, others / (after.clock_s - before.clock_s) / (cores or os.cpu_count() or 1))
+
+
+@dataclass(frozen=True)
 class Turns:
     """Nanoseconds that this process's threads ran, and that they waited for a core though ready to run."""
 
@@ -158,6 +186,6 @@ def read_turns(root: Path = ROOT) -> Turns:
 
 
 def waited_share(before: Turns, after: Turns) -> float | None:
-    """Which share of its time a thread that could run had to wait: above a few per cent others were busy."""
+    """Which share of its time a thread that could run had to wait, for others' threads or for our own."""
     ran, waited = after.ran - before.ran, after.waited - before.waited
     return waited / (ran + waited) if ran > 0 and waited >= 0 else None

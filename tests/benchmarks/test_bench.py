@@ -225,10 +225,12 @@ def test_what_the_machine_does_not_tell_has_a_line(report):
             "throttled": None, "events": {}, "clock_share": None, "hottest_c": None, "why": "no counters"
         },
         "cold_load": {"dropped": False, "why": "posix_fadvise: no", "cached_share": None},
-        "peak_since_load": False, "waited_share": 0.4,
+        "peak_since_load": False, "others_share": 0.3, "waited_share": 0.4,
     }  # fmt: skip
     shown = as_table(report | {"machine": machine})
-    assert "NOT A QUIET MACHINE: ready threads waited for a core 40 % of their time" in shown
+    assert (
+        "QUIET MACHINE: other programs had 30 % of its cores, ready threads waited for a core 40 %" in shown
+    )
     assert "energy: not told (no RAPL, no power sensor)" in shown
     assert "throttling: not told (no counters)" in shown
     assert "not cold: posix_fadvise: no" in shown
@@ -242,7 +244,8 @@ def test_what_the_machine_tells_has_its_figure(report):
             "joules_per_expression": {"VDD": 1.5},
         },
         "throttling": {"throttled": True, "events": {"a": 3}, "clock_share": 0.5, "hottest_c": 80.4},
-        "cold_load": {"dropped": True, "why": None, "cached_share": 0.02}, "waited_share": 0.01,
+        "cold_load": {"dropped": True, "why": None, "cached_share": 0.02}, "others_share": 0.01,
+        "waited_share": 0.4,
     }  # fmt: skip
     shown = as_table(report | {"machine": machine})
     assert "QUIET" not in shown

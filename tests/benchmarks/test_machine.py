@@ -7,12 +7,15 @@ import pytest
 
 from rexthinker_edge.benchmarks.energy import EnergyMeter, Heat, rails, read_heat, throttling
 from rexthinker_edge.benchmarks.machine import (
+    Taken,
     Turns,
     begin_peak,
     cached_share,
     drop_from_cache,
     machine_card,
+    others_share,
     peak_bytes,
+    read_taken,
     read_turns,
     waited_share,
 )
@@ -160,6 +163,20 @@ def test_files_leave_the_page_cache_and_it_is_told(tmp_path):
 def test_a_system_that_cannot_drop_files_says_so(tmp_path, monkeypatch):
     monkeypatch.delattr(os, "posix_fadvise", raising=False)
     assert drop_from_cache([tmp_path]) == "this system has no posix_fadvise"
+
+
+def test_what_other_programs_had_of_the_cores(tmp_path):
+    """User, nice, system, interrupts and the host's share of all cores, less this process's own."""
+    tick = os.sysconf("SC_CLK_TCK")
+    fields = " ".join(str(seconds * tick) for seconds in (10, 1, 5, 900, 90, 2, 1, 3, 7, 0))
+    write(tmp_path, {"proc/stat": f"cpu  {fields}\ncpu0 1 2 3\n"})
+    assert read_taken(tmp_path).all_s == 22.0
+    before, after = Taken(22.0, 4.0, 100.0), Taken(40.0, 14.0, 110.0)
+    assert others_share(before, after, cores=2) == pytest.approx(8 / 20)
+    assert others_share(before, Taken(22.0, 14.0, 110.0), cores=2) == 0.0  # counters come in ticks
+    assert others_share(before, Taken(None, 14.0, 110.0)) is None
+    assert read_taken(tmp_path / "none").all_s is None
+    assert others_share(before, before) is None
 
 
 def test_waiting_for_a_core_is_counted_over_all_threads(tmp_path):
