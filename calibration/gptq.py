@@ -11,7 +11,7 @@ Elsewhere where inputs come from: export/gptq_layers.py; what integers mean: ker
 Source    docs/sources.md#gptq
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -146,25 +146,33 @@ class Solver:
         found: Tensor = weight + moved
         return found
 
-    def round(self, weight: NDArray[np.float32], slice_rows: int = 8192) -> Rounded:
-        """Quantise (out, in) float32; rows are independent and done in slices."""
+    def round(self, weight: NDArray[np.float32], slice_rows: int = 8192, bits: int | None = None) -> Rounded:
+        """Quantise (out, in) float32; rows are independent and done in slices.
+
+        `bits` is for this weight alone; None: the options'.
+        """
+        options = self.options if bits is None else replace(self.options, bits=bits)
+        device = self.factor.device
         parts = [
-            self._round_rows(torch.from_numpy(weight[start : start + slice_rows]).to(self.factor.device))
+            self._round_rows(torch.from_numpy(weight[start : start + slice_rows]).to(device), options)
             for start in range(0, len(weight), slice_rows)
         ]
         codes, scales, zeros = (torch.cat([part[k] for part in parts], 1).T for k in range(3))
         order = self.order if self.options.act_order is ActOrder.GROUP else None
         spent, whole = (sum(float(part[k]) for part in parts) for k in (3, 4))
         return Rounded(
-            by_groups(codes.numpy(), scales.cpu().numpy(), zeros.cpu().numpy(), self.options.bits,
-                      self.options.block),
+            by_groups(
+                codes.numpy(), scales.cpu().numpy(), zeros.cpu().numpy(), options.bits, options.block
+            ),
             None if order is None else order.cpu().numpy(),
             spent / whole if whole else 0.0,
         )  # fmt: skip
 
-    def _round_rows(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _round_rows(
+        self, weight: Tensor, options: GptqOptions
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Codes (in, rows), scales and zero points (groups, rows), the objective, and that of zeros."""
-        options, factor, columns = self.options, self.factor, weight.shape[1]
+        factor, columns = self.factor, weight.shape[1]
         group = options.block if options.block > 0 else columns
         wanted = (weight if self.order is None else weight[:, self.order]).T.contiguous()
         scales = torch.empty(-(-columns // group), len(weight), device=weight.device)

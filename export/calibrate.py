@@ -2,7 +2,7 @@
 
 Contract  Pictures go through the vision tower that the bundle will hold. What was chosen is told in the
           manifest's calibration card. Results lie in a scratch directory and are read back layer by layer.
-Elsewhere choosing: calibration/sources.py; rounding: gptq_layers.py; the bundle: parts.py.
+Elsewhere choosing: calibration/sources.py; rounding: gptq_layers.py; tuning: tuning.py; the bundle: parts.py.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,6 +22,7 @@ from rexthinker_edge.export.config import TextConfig
 from rexthinker_edge.export.gptq_layers import LayerwiseOptions, quantise_decoder
 from rexthinker_edge.export.packed_checkpoint import PackedFormat
 from rexthinker_edge.export.quantize import IntegerRecipe, Saved
+from rexthinker_edge.export.tuning import TuneOptions, tune_decoder
 from rexthinker_edge.runtime.embeddings import place_image
 from rexthinker_edge.runtime.errors import OptionError
 from rexthinker_edge.runtime.manifest import CalibrationCard, PromptSettings
@@ -39,6 +40,7 @@ class CalibrationOptions:
         samples, seed: how many, and which.
         symmetric, damping, act_order: see GptqOptions.
         correct: aim at the original model's outputs, see gptq_layers; twice the work.
+        tune: steps of training the scales afterwards, see tuning; 0 leaves them as GPTQ chose them.
         answer_weight: how much a token of the assistant's turn counts, against 1 for one of the prompt.
         device: torch's, "cpu" or "cuda".
     """
@@ -50,6 +52,7 @@ class CalibrationOptions:
     damping: float = 0.01
     act_order: ActOrder = ActOrder.STATIC
     correct: bool = True
+    tune: int = 0
     answer_weight: float = 1.0
     device: str = "cpu"
 
@@ -60,6 +63,8 @@ class CalibrationOptions:
                 f"calibration: {self.samples} samples, answers counted {self.answer_weight} times; needed "
                 "1 or more, and above 0. Leave them out for 128 and 1."
             )
+        if self.tune < 0:
+            raise OptionError(f"tune: {self.tune} steps, needed 0 or more. Leave it out for none.")
         GptqOptions(damping=self.damping, act_order=ActOrder(self.act_order))
 
 
@@ -69,9 +74,14 @@ def take_options(chosen: dict[str, Any]) -> CalibrationOptions | None:
     seed, order = chosen.pop("calibration_seed"), ActOrder(chosen.pop("act_order"))
     symmetric, damping = chosen.pop("symmetric"), chosen.pop("damping")
     correct, device = not chosen.pop("no_correction"), chosen.pop("calibration_device")
+    tune = chosen.pop("tune")
     if source is None:
+        if tune:
+            raise OptionError(
+                f"tune: {tune} steps, but no data to tune on, they are needed. Give --calibration."
+            )
         return None
-    return CalibrationOptions(source, count, seed, symmetric, damping, order, correct, device=device)
+    return CalibrationOptions(source, count, seed, symmetric, damping, order, correct, tune, device=device)
 
 
 def check_integers(
@@ -99,6 +109,11 @@ def check_integers(
         )
     elif given is not None and recipe is None:
         told = "calibration: of no use with precision fp32, int4 or int8 is needed. Give --precision int4."
+    elif packed_dir is not None and recipe is not None and recipe.wide:
+        told = (
+            f"packed_dir: {', '.join(recipe.wide)} in 8 bits, one width for all layers is needed in these "
+            "formats. Leave --int8-layers out."
+        )
     elif packed_dir is not None and given is None:
         told = "packed_dir: a quantised checkpoint is written of calibrated integers. Give --calibration."
     elif packed_dir is not None and packed_dir.exists() and any(packed_dir.iterdir()):
@@ -114,7 +129,9 @@ def method(layout: PackedFormat | None, given: CalibrationOptions | None) -> str
     if given is None:
         return "round-to-nearest"
     corrected = ", corrected for drift" if given.correct else ""
-    return f"GPTQ on {given.samples} samples of {given.source}, act-order {given.act_order.value}{corrected}"
+    tuned = f", scales tuned in {given.tune} steps" if given.tune else ""
+    how = f"act-order {given.act_order.value}{corrected}{tuned}"
+    return f"GPTQ on {given.samples} samples of {given.source}, {how}"
 
 
 def calibrate(
@@ -136,7 +153,8 @@ def calibrate(
     limits = PixelLimits(prompt.min_pixels, prompt.max_pixels)
     reader = Reader(TextTokenizer(tokenizer), limits, prompt.system, prompt.wording, max_tokens)
     samples = [reader.sample(situation) for situation in choice.situations]
-    round_decoder(checkpoint, config, samples, VisionTower(*vision, _one_session()), recipe, options, scratch)
+    tower = VisionTower(*vision, _one_session())
+    found = round_decoder(checkpoint, config, samples, tower, recipe, options, scratch)
     card = CalibrationCard(
         choice.source, len(samples), choice.seed,
         ids=tuple(sample.id for sample in samples), sha256=choice.sha256(),
@@ -144,22 +162,32 @@ def calibrate(
         traces=sum(sample.answer_start < len(sample.ids) for sample in samples),
         domains=choice.domains(), left_out=sum(not problem.kept for problem in choice.problems),
     )  # fmt: skip
-    return Saved(checkpoint, scratch), card
+    return Saved(checkpoint, found), card
 
 
 def round_decoder(
     checkpoint: Checkpoint, config: TextConfig, samples: Sequence[Sample], tower: VisionTower,
     recipe: IntegerRecipe, options: CalibrationOptions, scratch: Path,
     report: gptq_layers.Report | None = None,
-) -> None:  # fmt: skip
-    """Quantise the decoder on these samples, into `scratch`."""
+) -> Path:  # fmt: skip
+    """Quantise the decoder on these samples, into `scratch`; the directory with what is to be used."""
     rounding = GptqOptions(
         recipe.bits, recipe.block, options.symmetric, options.damping, ActOrder(options.act_order)
     )
-    walk = LayerwiseOptions(rounding, recipe.head_bits, options.correct, options.device)
-    sequences = embedded(checkpoint, config, samples, tower, options.answer_weight)
+    walk = LayerwiseOptions(rounding, recipe.head_bits, options.correct, options.device, recipe.wide)
     lengths = [len(sample.ids) for sample in samples]
+    sequences = embedded(checkpoint, config, samples, tower, options.answer_weight)
     quantise_decoder(checkpoint, config, sequences, lengths, walk, scratch, report)
+    if options.tune:
+        again = embedded(checkpoint, config, samples, tower)
+        steps = TuneOptions(options.tune, seed=options.seed, device=options.device)
+        tune_decoder(checkpoint, config, again, lengths, steps, scratch, integers_in(scratch, options))
+    return integers_in(scratch, options)
+
+
+def integers_in(scratch: Path, options: CalibrationOptions) -> Path:
+    """The directory under `scratch` whose integers and scales are to be used."""
+    return scratch / "tuned" if options.tune else scratch
 
 
 def embedded(
@@ -174,7 +202,8 @@ def embedded(
             rows = place_image(rows, sample.ids, sample.image_pad, tower.encode(sample.vision))
         weights = np.ones(len(rows), np.float32)
         weights[sample.answer_start :] = answer_weight
-        yield gptq_layers.Sequence(rows, sample.positions, weights)
+        said = sample.answer_start < len(sample.ids)
+        yield gptq_layers.Sequence(rows, sample.positions, weights, sample.answer_start - 1 if said else 0)
 
 
 def _one_session() -> ort.SessionOptions:

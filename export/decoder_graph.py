@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 from rexthinker_edge.export.checkpoint import Checkpoint, Tensor
 from rexthinker_edge.export.config import TextConfig
 from rexthinker_edge.export.graph import GraphWriter, StoredWeight
-from rexthinker_edge.export.quantize import AsStored, IntegerRecipe, Nearest, QuantisedLinear, Weights
+from rexthinker_edge.export.quantize import (
+    AsStored,
+    IntegerRecipe,
+    Nearest,
+    QuantisedLinear,
+    Weights,
+    head_name,
+)
 from rexthinker_edge.kernels.grouped_query_attention import lower_grouped_query_attention
 from rexthinker_edge.kernels.linear import lower_linear
 from rexthinker_edge.kernels.matmul_nbits import lower_matmul_nbits, packed_tensors
@@ -136,7 +143,7 @@ def write_decoder(
 def _head(source: _Source, x: str) -> str:
     """Logits; a tied weight kept as stored is read from the embedding file."""
     config, graph = source.config, source.graph
-    name = "model.embed_tokens" if config.tied else "lm_head"
+    name = head_name(config)
     found = source.weights.linear(name, (config.vocab, config.hidden), head=True)
     if not isinstance(found, Tensor):
         return source.integers(x, name, found)

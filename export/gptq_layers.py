@@ -23,7 +23,15 @@ from torch import Tensor
 from rexthinker_edge.calibration.gptq import GptqOptions, Gram, Solver
 from rexthinker_edge.export.checkpoint import Checkpoint
 from rexthinker_edge.export.config import TextConfig
-from rexthinker_edge.export.quantize import QuantisedLinear, column_codes, load_linear, regrouped, save_linear
+from rexthinker_edge.export.quantize import (
+    QuantisedLinear,
+    column_codes,
+    head_name,
+    linear_shapes,
+    load_linear,
+    regrouped,
+    save_linear,
+)
 from rexthinker_edge.export.torch_layer import (
     ATTENTION_IN,
     ATTENTION_OUT,
@@ -39,21 +47,29 @@ IN_MEMORY_BYTES = 512 << 20
 
 @dataclass(frozen=True)
 class Sequence:
-    """A sample as the decoder reads it: (S, hidden), (3, S) M-RoPE, and (S,) how much each token counts."""
+    """A sample as the decoder reads it: (S, hidden), (3, S) M-RoPE, and (S,) how much each token counts.
+
+    `first` is the row that the assistant's first token is read from; 0 where there is no assistant's turn.
+    """
 
     embeds: NDArray[np.float32]
     positions: NDArray[np.int64]
     weights: NDArray[np.float32]
+    first: int = 0
 
 
 @dataclass(frozen=True)
 class LayerwiseOptions:
-    """How the walk is done; `rounding` holds for the layers, the head takes `head_bits`."""
+    """How the walk is done; `rounding` holds for the layers, the head takes `head_bits`.
+
+    `wide` names linear layers, such as "v_proj", that take 8 bits whatever `rounding` says.
+    """
 
     rounding: GptqOptions
     head_bits: int = 8
     correct: bool = False
     device: str = "cpu"
+    wide: tuple[str, ...] = ()
 
 
 class Activations:
@@ -111,6 +127,9 @@ def quantise_decoder(
         scratch: a directory with room for the codes and, for many samples, the activations. Layers that an
             interrupted walk with the same arguments left there are not rounded again.
     """
+    layers = [f"model.layers.{n}.{name}" for n in range(config.layers) for name in linear_shapes(config)]
+    if all((scratch / f"{name}.npz").is_file() for name in [*layers, head_name(config)]):
+        return
     walk = _Walk(checkpoint, config, lengths, options, scratch, report)
     walk.begin(sequences)
     for number in range(config.layers):
@@ -195,11 +214,12 @@ class _Walk:
         solver = Solver(gram.mean(), self.options.rounding)
         for name, weight in weights.items():
             aim = solver.pulled(weight, pulls[name] / count) if pulls else weight
-            made = self._round(solver, f"{prefix}.{name}", aim)
+            bits = 8 if name.rpartition(".")[2] in self.options.wide else None
+            made = self._round(solver, f"{prefix}.{name}", aim, bits)
             layer.weights[f"{name}.weight"] = torch.from_numpy(made.dense()).to(self.options.device)
 
-    def _round(self, solver: Solver, name: str, weight: Tensor) -> QuantisedLinear:
-        rounded = solver.round(weight.cpu().numpy())
+    def _round(self, solver: Solver, name: str, weight: Tensor, bits: int | None = None) -> QuantisedLinear:
+        rounded = solver.round(weight.cpu().numpy(), bits=bits)
         made = QuantisedLinear(rounded.weight, rounded.order)
         if rounded.order is not None:
             # Within a group, columns stand in the checkpoint's order: that is all that files keep.
@@ -220,6 +240,6 @@ class _Walk:
             final = rms_norm(self.quantised.residual[k], norm.to(options.device), config.rms_norm_eps)
             gram.add(final, weight_of_token)
         solver = Solver(gram.mean(), replace(options.rounding, bits=options.head_bits))
-        name = "model.embed_tokens" if config.tied else "lm_head"
+        name = head_name(config)
         stored = self.checkpoint.tensor(f"{name}.weight", (config.vocab, config.hidden))
         self._round(solver, name, torch.from_numpy(stored.float32()))

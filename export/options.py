@@ -13,7 +13,7 @@ from rexthinker_edge.export.calibrate import CalibrationOptions
 from rexthinker_edge.export.config import ModelConfig, TextConfig
 from rexthinker_edge.export.embeddings import EmbeddingPrecision
 from rexthinker_edge.export.packed_checkpoint import PackedFormat
-from rexthinker_edge.export.quantize import IntegerRecipe, Precision, choose_block
+from rexthinker_edge.export.quantize import IntegerRecipe, Precision, choose_block, linear_shapes
 from rexthinker_edge.runtime import manifest as manifests
 from rexthinker_edge.runtime.errors import OptionError
 
@@ -30,6 +30,7 @@ class ExportOptions:
         block: columns that share an int4 scale, 16 to 256; None: 128 where it fits, else 32.
         accuracy_level: of MatMulNBits, 0 (float32 activations) or 4 (int8 activations, faster).
         head_bits: of the output layer where the decoder is in integers, 4 or 8.
+        int8_layers: linear layers of every decoder layer, such as "v_proj", in 8 bits where the rest has 4.
         embeddings: of the token table: as stored, int8 with a scale a row, or int4 with one per 32 columns.
         calibration: choose the decoder's integers by GPTQ on samples; None: round to nearest.
         draft_traces, draft_count: also learn a draft table from so many traces, see calibration/draft_table.
@@ -49,6 +50,7 @@ class ExportOptions:
     block: int | None = None
     accuracy_level: int = 4
     head_bits: int = 8
+    int8_layers: tuple[str, ...] = ()
     embeddings: EmbeddingPrecision = EmbeddingPrecision.KEPT
     calibration: CalibrationOptions | None = None
     draft_traces: str | None = None
@@ -85,6 +87,7 @@ def chosen_length(config: ModelConfig, options: ExportOptions) -> int:
 def chosen_recipe(config: TextConfig, options: ExportOptions) -> IntegerRecipe | None:
     """How the decoder's weights are rounded; None keeps them. OptionError on a block MatMulNBits has not."""
     if options.precision is Precision.FP32:
+        _wide(config, options)
         if options.embeddings is not EmbeddingPrecision.KEPT and config.tied:
             raise OptionError(
                 f"embeddings: {options.embeddings.value}, but the fp32 output layer is the same table. Give "
@@ -99,7 +102,23 @@ def chosen_recipe(config: TextConfig, options: ExportOptions) -> IntegerRecipe |
     if options.head_bits not in (4, 8):
         raise OptionError(f"head_bits: {options.head_bits}, needed 4 or 8. Leave it out for 8.")
     bits = 8 if options.precision is Precision.INT8 else 4
-    return IntegerRecipe(bits, options.head_bits, block, options.accuracy_level)
+    return IntegerRecipe(bits, options.head_bits, block, options.accuracy_level, _wide(config, options))
+
+
+def _wide(config: TextConfig, options: ExportOptions) -> tuple[str, ...]:
+    """Linear layers that take 8 bits where the others take 4, in the layer's order; OptionError on others."""
+    known = tuple(name.rpartition(".")[2] for name in linear_shapes(config))
+    for name in options.int8_layers:
+        if name not in known:
+            raise OptionError(
+                f"int8_layers: {name!r}, needed some of {', '.join(known)}. Name them with commas between."
+            )
+        if options.precision is not Precision.INT4:
+            raise OptionError(
+                f"int8_layers: {name!r}, of no use with precision {options.precision.value}, int4 is needed. "
+                "Give --precision int4."
+            )
+    return tuple(name for name in known if name in options.int8_layers)
 
 
 def described(
@@ -118,8 +137,9 @@ def described(
     kept = f"fp32, weights stored as {stored}"
     words = kept
     if recipe is not None:
+        kinds = f" ({', '.join(recipe.wide)} int8)" if recipe.wide else ""
         words = (
-            f"int{recipe.bits} {method}, block {recipe.block}, accuracy level "
+            f"int{recipe.bits}{kinds} {method}, block {recipe.block}, accuracy level "
             f"{recipe.accuracy_level}; "
             f"output layer int{recipe.head_bits}; embeddings {stored}"
         )

@@ -19,7 +19,7 @@ from rexthinker_edge.export import packed
 from rexthinker_edge.export.checkpoint import Checkpoint, Tensor
 from rexthinker_edge.export.config import TextConfig
 from rexthinker_edge.export.packed_checkpoint import CONFIG, PackedFormat, read_object
-from rexthinker_edge.export.quantize import QuantisedLinear, Weights, linear_shapes
+from rexthinker_edge.export.quantize import QuantisedLinear, Weights, head_name, linear_shapes
 
 INDEX = "model.safetensors.index.json"
 STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int32": "I32", "int64": "I64"}
@@ -65,7 +65,7 @@ def write_packed(
             tensors += _tensors(f"{prefix}{name}", made, layout, symmetric)
             found["layers"] = made
         shards.add(f"layer-{number:05d}", tensors)
-    tied = "model.embed_tokens" if config.tied else "lm_head"
+    tied = head_name(config)
     head = weights.linear(tied, (config.vocab, config.hidden), head=True)
     assert isinstance(head, QuantisedLinear), "only integers are packed"
     found["head"] = head

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rexthinker_edge.calibration.draft_table import Learnt, write_table
-from rexthinker_edge.export.calibrate import calibrate
+from rexthinker_edge.export.calibrate import calibrate, integers_in
 from rexthinker_edge.export.checkpoint import Checkpoint
 from rexthinker_edge.export.config import ModelConfig
 from rexthinker_edge.export.decoder_graph import write_decoder
@@ -100,9 +100,9 @@ def _weights(work: Work) -> Weights | None:
         return open_weights(work.checkpoint, layout, work.recipe)
     if calibration_part(work) is None:
         return None
-    saved = Saved(work.checkpoint, _scratch(work))
+    assert work.options.calibration is not None, "what was calibrated had options"
+    saved = Saved(work.checkpoint, integers_in(_scratch(work), work.options.calibration))
     if work.options.packed_dir is not None:
-        assert work.options.calibration is not None, "packed_dir is refused without calibration"
         write_packed(
             work.checkpoint, work.config.text, saved, work.options.packed_format, work.options.packed_dir,
             work.options.calibration.symmetric, work.options.packed_head == "integers",

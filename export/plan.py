@@ -77,7 +77,8 @@ def plan_export(
     head = checkpoint.shape_and_bytes("lm_head.weight") if own_head else table
     layers, rounded = 4 * positions * config.head_dim, 0
     for name in checkpoint.names("model.layers."):
-        size, count = _stored(checkpoint, name, recipe, None if recipe is None else recipe.bits)
+        bits = None if recipe is None else recipe.bits_of(name.removesuffix(".weight"))
+        size, count = _stored(checkpoint, name, recipe, bits)
         layers, rounded = layers + size, rounded + count
     vision = sum(
         _vision_bytes(*checkpoint.shape_and_bytes(name), int8) for name in checkpoint.names("visual.")

@@ -34,13 +34,19 @@ class Precision(StrEnum):
 class IntegerRecipe:
     """How weights become integers.
 
-    `bits` for the layers, `head_bits` for the output layer, whose errors go straight to the token chosen.
+    `bits` for the layers, `head_bits` for the output layer, whose errors go straight to the token chosen;
+    `wide` names linear layers, such as "v_proj", that take 8 bits in every decoder layer.
     """
 
     bits: int = 4
     head_bits: int = 8
     block: int = 128
     accuracy_level: int = 4
+    wide: tuple[str, ...] = ()
+
+    def bits_of(self, name: str) -> int:
+        """Of a linear layer inside a decoder layer, by its name in the checkpoint."""
+        return 8 if name.rpartition(".")[2] in self.wide else self.bits
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,7 @@ class Nearest:
 
     def linear(self, name: str, shape: tuple[int, int], head: bool = False) -> QuantisedLinear:
         """As `AsStored`, rounded."""
-        bits = self.recipe.head_bits if head else self.recipe.bits
+        bits = self.recipe.head_bits if head else self.recipe.bits_of(name)
         return QuantisedLinear(
             round_to_nearest(self.checkpoint.tensor(f"{name}.weight", shape), bits, self.recipe.block)
         )
@@ -179,6 +185,11 @@ def linear_shapes(config: TextConfig) -> dict[str, tuple[int, int]]:
         "mlp.up_proj": (wide, hidden),
         "mlp.down_proj": (hidden, wide),
     }
+
+
+def head_name(config: TextConfig) -> str:
+    """The output layer's name in the checkpoint, which a tied one shares with the token table."""
+    return "model.embed_tokens" if config.tied else "lm_head"
 
 
 def choose_block(widths: Iterable[int]) -> int:

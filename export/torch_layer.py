@@ -5,6 +5,7 @@ Contract  Equal to transformers' Qwen2_5_VLDecoderLayer. Holds one layer's weigh
 Elsewhere the same as a graph: decoder_graph.py; who calls it: gptq_layers.py.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,22 +35,21 @@ class TorchLayer:
     @classmethod
     def load(cls, checkpoint: Checkpoint, config: TextConfig, number: int, device: str) -> "TorchLayer":
         """Layer `number` in float32."""
-        shapes: dict[str, tuple[int, ...]] = {
-            f"{name}.weight": shape for name, shape in linear_shapes(config).items()
-        }
-        shapes |= {f"{name}.bias": (shapes[f"{name}.weight"][0],) for name in ATTENTION_IN}
-        shapes |= {
-            f"{name}.weight": (config.hidden,) for name in ("input_layernorm", "post_attention_layernorm")
-        }
-        return cls(
-            config,
-            {
-                name: torch.from_numpy(
-                    checkpoint.tensor(f"model.layers.{number}.{name}", shape).float32()
-                ).to(device)
-                for name, shape in shapes.items()
-            },
-        )
+        layer = cls.load_vectors(checkpoint, config, number, device)
+        matrices = {f"{name}.weight": shape for name, shape in linear_shapes(config).items()}
+        layer.weights |= _read(checkpoint, f"model.layers.{number}.", matrices, device)
+        return layer
+
+    @classmethod
+    def load_vectors(
+        cls, checkpoint: Checkpoint, config: TextConfig, number: int, device: str
+    ) -> "TorchLayer":
+        """Norms and biases of layer `number` in float32; its linear layers are still to be given."""
+        linear = linear_shapes(config)
+        shapes = {f"{name}.bias": linear[name][:1] for name in ATTENTION_IN}
+        norms = ("input_layernorm", "post_attention_layernorm")
+        shapes |= {f"{name}.weight": (config.hidden,) for name in norms}
+        return cls(config, _read(checkpoint, f"model.layers.{number}.", shapes, device))
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         """One of the layer's linear layers."""
@@ -80,6 +80,21 @@ class TorchLayer:
         """What the down layer reads."""
         normed = self.feed_in(x)
         return functional.silu(self.linear("mlp.gate_proj", normed)) * self.linear("mlp.up_proj", normed)
+
+    def whole(self, x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
+        """What the next layer reads: both branches added to x."""
+        x = x + self.linear(ATTENTION_OUT[0], self.attended(x, turns))
+        return x + self.linear(FEED_OUT[0], self.gated(x))
+
+
+def _read(
+    checkpoint: Checkpoint, prefix: str, shapes: Mapping[str, tuple[int, ...]], device: str
+) -> dict[str, Tensor]:
+    """Tensors of these shapes, by their names without `prefix`."""
+    return {
+        name: torch.from_numpy(checkpoint.tensor(f"{prefix}{name}", shape).float32()).to(device)
+        for name, shape in shapes.items()
+    }
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:

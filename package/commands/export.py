@@ -47,6 +47,11 @@ from rexthinker_edge.commands.engines import check_engines, export_engines, is_b
     help="Of the output layer, where the decoder is int4.",
 )
 @click.option(
+    "--int8-layers",
+    metavar="NAMES",
+    help="Layers that take 8 bits where the decoder is int4, such as k_proj,v_proj.",
+)
+@click.option(
     "--embeddings",
     type=click.Choice(["kept", "int8", "int4"]),
     default="kept",
@@ -94,6 +99,13 @@ from rexthinker_edge.commands.engines import check_engines, export_engines, is_b
     help="Round columns of large inputs first; group: also group by them.",
 )
 @click.option("--no-correction", is_flag=True, help="Plain GPTQ: do not make up for earlier layers' errors.")
+@click.option(
+    "--tune",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Steps of training the scales of all layers together, after GPTQ.",
+)
 @click.option("--calibration-device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option(
     "--draft-traces", metavar="DATA", help="Learn what traces usually say from workbench or humanref-cot:DIR."
@@ -202,6 +214,7 @@ def _bundle(checkpoint: str, detector: str, out_dir: Path, dry_run: bool, chosen
     notice: Path | None = chosen.pop("notice")
     chosen |= {
         "precision": Precision(chosen["precision"]), "head_bits": int(chosen["head_bits"]),
+        "int8_layers": tuple(filter(None, (chosen["int8_layers"] or "").replace(" ", "").split(","))),
         "embeddings": EmbeddingPrecision(chosen["embeddings"]),
         "detector": chosen.pop("detector_precision"),
         "calibration": take_options(chosen), "packed_format": PackedFormat(chosen["packed_format"]),
