@@ -61,7 +61,9 @@ class CheckpointSubject(Subject):
         """
         import torch  # noqa: PLC0415
         from transformers import Qwen2_5_VLForConditionalGeneration  # noqa: PLC0415
+        from transformers.utils import logging  # noqa: PLC0415
 
+        logging.disable_progress_bar()  # its bar of weights would run into our line
         if threads:
             torch.set_num_threads(threads)
         config = read_config(directory)

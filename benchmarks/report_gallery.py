@@ -67,6 +67,8 @@ def seen_item(item: dict[str, Any], names: Sequence[str], dataset: Dataset) -> F
         for side, name in enumerate(names)
     )
     told = f"item {item['number']}, {item['domain']}; the truth: {truth}"
+    if item.get("first_divergence") is not None:
+        told += f"; the two part at token {item['first_divergence']}"
     return Flip(item["referring"], told, sides)
 
 

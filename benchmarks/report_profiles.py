@@ -60,7 +60,7 @@ def pass_histograms(subjects: Sequence[Told]) -> str:
     shown = [(s, told) for s, told in enumerate(subjects) if told["tokens_per_pass"]["bins"]]
     if not shown:
         return ""
-    panel, left, right = 112, 64, WIDTH - 20
+    panel, left, right = 120, 64, WIDTH - 20
     height = panel * len(shown) + 44
     longest = max((told["tokens_per_pass"]["bins"] for _, told in shown), key=len)
     said = "; ".join(f"{told['name']}: {told['tokens_per_pass']['mean']:.2f} on average" for _, told in shown)

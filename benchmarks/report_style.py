@@ -50,11 +50,12 @@ svg.chart .bar.whole{opacity:.45} svg.chart .bar.count{fill:var(--soft);opacity:
 .flip .record{border:0;padding:.4rem 0} .flip .record h2{margin:.3rem 0 .1rem;font-size:1rem}
 .flip .record .notes{margin-bottom:.4rem}
 .flip .pair{display:block} .flip .picture{max-width:26rem;margin-bottom:.6rem} .flip .trace{font-size:.82rem}
-@media (max-width:44rem){.flip .sides{grid-template-columns:1fr}}
-dl.words{display:grid;grid-template-columns:minmax(9rem,auto) 1fr;gap:.35rem 1.2rem;max-width:52rem;
+@media (max-width:44rem){.flip .sides{grid-template-columns:1fr} table.long{min-width:52rem}}
+dl.words{display:grid;grid-template-columns:minmax(6rem,auto) minmax(0,1fr);gap:.35rem 1.2rem;max-width:52rem;
  font-size:.92rem}
-dl.words dt{font-weight:600} dl.words dd{margin:0}
-@media print{body{font-size:10.5pt;padding:0} h1,h2,h3,.flip .notes{break-after:avoid}
+dl.words dt{font-weight:600} dl.words dd{margin:0;overflow-wrap:anywhere}
+@media print{body{font-size:10.5pt;padding:0} h1,h2,h3,p.soft,.flip .notes{break-after:avoid}
+ .scroll{break-inside:avoid}
  .flip .record,.flip .sides{break-inside:auto} .flip .picture,tr{break-inside:avoid}
  .scroll,.wide{overflow:visible} table{font-size:8.5pt}
  th,td{padding:.25rem .4rem} .wide svg.chart{min-width:0}}

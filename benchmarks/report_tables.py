@@ -40,7 +40,8 @@ class Table:
             for place, cell in enumerate(self.head)
         )
         rows = "".join(f"<tr>{''.join(self._cells(row, kind))}</tr>" for row in self.rows)
-        return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+        table = '<table class="long">' if self.words else "<table>"
+        return f'<div class="scroll">{table}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
     def _cells(self, row: Sequence[str], kind: str) -> Iterator[str]:
         yield f'<th scope="row">{written(row[0])}</th>'

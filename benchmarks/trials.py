@@ -85,7 +85,7 @@ def hold(specs: Sequence[str], trial: Trial, folder: Path) -> tuple[list[Subject
         told = _in_process(order, trial, path)
         wanted = set(trial.numbers)
         items = [item for item in read_run(path)[1] if item.number in wanted]
-        name = told.name if told.name not in [s.name for s in subjects] else f"{told.name} ({place + 1})"
+        name = unlike(told.name, spec, [subject.name for subject in subjects])
         given = trial.boxes == "given"
         subjects.append(
             Subjected(
@@ -94,6 +94,12 @@ def hold(specs: Sequence[str], trial: Trial, folder: Path) -> tuple[list[Subject
         )
         problems |= dict.fromkeys(told.problems)
     return subjects, list(problems)
+
+
+def unlike(name: str, spec: str, taken: Sequence[str]) -> str:
+    """A subject's name; with its directory's, or at last a number, where another has the same."""
+    wanted = (name, f"{name} ({Path(spec).name})", *(f"{name} ({k})" for k in range(2, len(taken) + 3)))
+    return next(one for one in wanted if one not in taken)
 
 
 def _in_process(order: Order, trial: Trial, path: Path) -> Told:

@@ -28,6 +28,7 @@ from rexthinker_edge.runtime.decoder import Decoder
 from rexthinker_edge.runtime.embeddings import Embeddings
 from rexthinker_edge.runtime.errors import DeviceError
 from rexthinker_edge.runtime.model_sizes import SHAPES, bundle_sizes
+from rexthinker_edge.runtime.opening import session_options
 from rexthinker_edge.runtime.positions import text_positions
 from rexthinker_edge.runtime.qwen_pixels import PixelLimits, qwen_pixels
 from rexthinker_edge.runtime.thinker import small_bundle
@@ -67,7 +68,7 @@ def test_the_measured_graphs_compute_what_they_are_said_to():
     x, weight = (rng.normal(size=shape).astype(np.float32) for shape in ((3, 128), (5, 128)))
 
     def run(model, feeds):
-        return ort.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, feeds)[0]
+        return ort.InferenceSession(model, session_options(), providers=["CPUExecutionProvider"]).run(None, feeds)[0]
 
     np.testing.assert_allclose(run(dense_graph(), {"x": x, "weight": weight}), x @ weight.T, atol=1e-4)
     sums = x.sum(axis=1, keepdims=True)
@@ -180,7 +181,7 @@ def test_a_gpus_graphs_compute_what_they_are_said_to():
     weight = np.full((128, 64), 1 / 64, np.float16)
 
     def run(model, feeds):
-        return ort.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, feeds)[0]
+        return ort.InferenceSession(model, session_options(), providers=["CPUExecutionProvider"]).run(None, feeds)[0]
 
     sums = x.astype(np.float32).sum(axis=1, keepdims=True)
     found = run(half_graph(x, weight), {"x": x, "weight": weight})

@@ -237,7 +237,7 @@ def test_flips_share_their_picture_and_keep_their_thoughts(scenes: Listed, tmp_p
     ((name, flips),) = gallery(report, scenes)
     assert (name, [flip.heading for flip in flips]) == ("int4", ["1", "nothing"])
     assert [sorted(side.answers) for side in flips[0].sides] == [[0], [1]]
-    assert flips[0].told == "item 0, attribute; the truth: ball 1"
+    assert flips[0].told == "item 0, attribute; the truth: ball 1; the two part at token 1"
     text = page_of(tmp_path, report, scenes)
     assert text.count("data:image/png") == 1  # all of these pictures are one
     assert text.count('<use href="#picture-0"/>') == 3

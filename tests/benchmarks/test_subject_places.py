@@ -87,3 +87,10 @@ def test_a_long_run_tells_what_is_left(
     assert lines[0] == "asking: 40 of 100 were done before"
     assert lines[1] == "asking: 43 of 100, 9 min 30 s left"  # 10 s an item, not counting those before
     assert len(lines) == 1 + 20 * 10 // 30
+
+
+def test_subjects_of_one_name_are_told_apart() -> None:
+    taken = list[str]()
+    for spec in ("small", "bundles/a", "b/a", "b/a"):
+        taken.append(trials.unlike("m", spec, taken))
+    assert taken == ["m", "m (a)", "m (2)", "m (3)"]
