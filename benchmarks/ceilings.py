@@ -25,6 +25,8 @@ from numpy.typing import NDArray
 from rexthinker_edge.benchmarks.work import Work
 from rexthinker_edge.kernels.int8_linear import lower_int8_linear
 from rexthinker_edge.kernels.matmul_nbits import lower_matmul_nbits
+from rexthinker_edge.kernels.native_products import product_domain
+from rexthinker_edge.runtime.opening import session_options
 from rexthinker_edge.runtime.rates import dense_graph
 from rexthinker_edge.runtime.tiny_onnx import TinyGraph
 
@@ -70,8 +72,8 @@ def measure_ceilings(
         width: of the square matrices that are multiplied.
         seconds: for one figure, of which there are six.
     """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads or 0, 3
+    options = session_options(threads or 0)
+    options.log_severity_level = 3
 
     def rate(model: bytes, feeds: dict[str, NDArray[Any]], amount: float) -> float:
         session = ort.InferenceSession(model, options, providers=list(CPU))
@@ -115,9 +117,8 @@ def block_graph(width: int, bits: int) -> bytes:
     scales = graph.constant(np.full((width, blocks), 1 / width, np.float32))
     zeros = graph.constant(np.full((width, -(-blocks * bits // 8)), 0x88, np.uint8))
     x = graph.free_input("x")
-    graph.output(
-        lower_matmul_nbits(graph, x, (codes, scales, zeros), (width, width), bits, 128, accuracy_level=4)
-    )
+    names, domain = (codes, scales, zeros), product_domain()
+    graph.output(lower_matmul_nbits(graph, x, names, (width, width), bits, 128, 4, domain=domain))
     return graph.serialise()
 
 

@@ -97,7 +97,7 @@ def matmul_nbits(x: NDArray[np.float32], weight: BlockWeight) -> NDArray[np.floa
 
 def lower_matmul_nbits(
     graph: Builder, x: str, tensors: tuple[str, str, str], shape: tuple[int, int],
-    bits: int, block: int, accuracy_level: int, bias: str | None = None,
+    bits: int, block: int, accuracy_level: int, bias: str | None = None, domain: str = CONTRIB,
 ) -> str:  # fmt: skip
     """The definition as MatMulNBits.
 
@@ -105,10 +105,11 @@ def lower_matmul_nbits(
         tensors: names of packed codes, scales and packed zero points.
         shape: (out, in).
         accuracy_level: 0 multiplies in float32; 4 rounds x to 8 bits a block first, which is faster.
+        domain: whose operator: ONNX Runtime's, or ours (native_products.py).
     """
     rows, columns = shape
     inputs = [x, *tensors] if bias is None else [x, *tensors, "", bias]
     return graph.node(
-        "MatMulNBits", inputs, CONTRIB,
+        "MatMulNBits", inputs, domain,
         K=columns, N=rows, bits=bits, block_size=block, accuracy_level=accuracy_level,
     )  # fmt: skip

@@ -20,7 +20,7 @@ FLOAT, UINT8, INT8, INT32, INT64, FLOAT16, BFLOAT16 = 1, 2, 3, 6, 7, 10, 16
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 _WIDTHS = {FIXED64: 8, FIXED32: 4}
 
-MODEL_GRAPH = 7
+MODEL_GRAPH, MODEL_DOMAIN, DOMAIN_NAME, DOMAIN_VERSION = 7, 8, 1, 2
 GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_INPUT, GRAPH_OUTPUT, GRAPH_VALUES = 1, 5, 11, 12, 13
 NODE_INPUT, NODE_OUTPUT, NODE_NAME, NODE_OP, NODE_ATTRIBUTE, NODE_DOMAIN = 1, 2, 3, 4, 5, 7
 ATTRIBUTE_NAME, ATTRIBUTE_INT, ATTRIBUTE_TYPE, TYPE_INT = 1, 3, 20, 2
@@ -101,6 +101,11 @@ class GraphFile:
         self.outputs = _values(_all(graph, GRAPH_OUTPUT))
         read = (GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_INPUT, GRAPH_OUTPUT, GRAPH_VALUES)
         self._rest = [item for item in graph if item[0] not in read]
+
+    def import_domain(self, domain: str, version: int) -> None:
+        """Let nodes be of another domain of operators."""
+        entry: Fields = [(DOMAIN_NAME, BYTES, domain.encode()), (DOMAIN_VERSION, VARINT, version)]
+        self._model = [*self._model, (MODEL_DOMAIN, BYTES, _bytes(entry))]
 
     def serialise(self) -> bytes:
         """The model as bytes that ONNX Runtime opens; shapes inside it are left for it to infer."""

@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from rexthinker_edge.kernels.builder import CONTRIB
 from rexthinker_edge.kernels.gelu import gelu, lower_gelu
 from rexthinker_edge.kernels.grouped_query_attention import (
     grouped_query_attention,
@@ -23,6 +24,12 @@ from rexthinker_edge.kernels.grouped_query_attention import (
 from rexthinker_edge.kernels.linear import linear, lower_linear
 from rexthinker_edge.kernels.matmul_nbits import BlockWeight, lower_matmul_nbits, matmul_nbits, packed_tensors
 from rexthinker_edge.kernels.mrope import lower_mrope, mrope, rotary_table
+from rexthinker_edge.kernels.native_products import (
+    BITS,
+    DOMAIN,
+    matmul_nbits_rounded,
+    trouble,
+)
 from rexthinker_edge.kernels.rms_norm import lower_rms_norm, lower_skip_rms_norm, rms_norm
 from rexthinker_edge.kernels.swiglu import lower_swiglu, swiglu
 from rexthinker_edge.kernels.window_attention import (
@@ -31,6 +38,7 @@ from rexthinker_edge.kernels.window_attention import (
     lower_window_attention,
     window_attention,
 )
+from rexthinker_edge.runtime.opening import session_options
 from rexthinker_edge.runtime.tiny_onnx import TinyGraph
 
 Arrays = dict[str, NDArray[Any]]
@@ -59,8 +67,8 @@ def run_kernel(kernel: Kernel, providers: Sequence[str]) -> float:
     graph = TinyGraph()
     names = {name: graph.input(name, array) for name, array in kernel.feeds.items()}
     made = graph.output(kernel.build(graph, names))
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    options = session_options(1)
+    options.log_severity_level = 4
     session = ort.InferenceSession(graph.serialise(), options, providers=list(providers))
     found = session.run([made], kernel.feeds)[0].reshape(kernel.expected.shape)
     if not np.isfinite(found).all():
@@ -71,10 +79,11 @@ def run_kernel(kernel: Kernel, providers: Sequence[str]) -> float:
 def kernels() -> list[Kernel]:
     """Every kind of kernel that a bundle uses."""
     rng = np.random.default_rng(4)
-    return [
+    found = [
         _linear(rng), *(_matmul_nbits(rng, bits, level) for bits in (4, 8) for level in (0, 4)), _rms(rng),
         _skip_rms(rng), _mrope(rng), _grouped(rng), _full(rng), _windows(rng), _gelu(rng), _swiglu(rng),
     ]  # fmt: skip
+    return found if trouble() else [*found, *(_own_products(rng, bits) for bits in BITS)]
 
 
 def normal(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:
@@ -90,25 +99,37 @@ def _linear(rng: np.random.Generator) -> Kernel:
     )  # fmt: skip
 
 
-def _matmul_nbits(rng: np.random.Generator, bits: int, level: int) -> Kernel:
-    rows, columns, block = 48, 256, 32
-    weight = BlockWeight(
+def _block_weight(rng: np.random.Generator, rows: int, columns: int, bits: int, block: int) -> BlockWeight:
+    return BlockWeight(
         codes=rng.integers(0, 2**bits, (rows, columns)).astype(np.uint8),
         scales=rng.uniform(0.5, 1.5, (rows, columns // block)).astype(np.float32) / 2**bits,
         zero_points=rng.integers(0, 2**bits, (rows, columns // block)).astype(np.uint8),
         bits=bits, block=block, columns=columns,
     )  # fmt: skip
-    x = normal(rng, 3, columns)
 
-    def build(graph: TinyGraph, names: dict[str, str]) -> str:
-        codes, scales, zeros = (graph.constant(tensor) for tensor in packed_tensors(weight))
-        return lower_matmul_nbits(
-            graph, names["x"], (codes, scales, zeros), (rows, columns), bits, block, level
-        )
 
+def _matmul_nbits(rng: np.random.Generator, bits: int, level: int) -> Kernel:
+    weight, x = _block_weight(rng, 48, 256, bits, 32), normal(rng, 3, 256)
     tolerance = SINGLE if level == 0 else EIGHT_BIT
     name = f"MatMulNBits, {bits} bits, accuracy level {level}"
-    return Kernel(name, tolerance, build, {"x": x}, matmul_nbits(x, weight))
+    return Kernel(name, tolerance, _lowered(weight, level), {"x": x}, matmul_nbits(x, weight))
+
+
+def _own_products(rng: np.random.Generator, bits: int) -> Kernel:
+    weight, x = _block_weight(rng, 48, 256, bits, 128), normal(rng, 3, 256)
+    name, expected = f"MatMulNBits of our own, {bits} bits", matmul_nbits_rounded(x, weight)
+    return Kernel(name, SINGLE, _lowered(weight, 4, DOMAIN), {"x": x}, expected)
+
+
+def _lowered(weight: BlockWeight, level: int, domain: str = CONTRIB) -> Callable[..., str]:
+    def build(graph: TinyGraph, names: dict[str, str]) -> str:
+        codes, scales, zeros = (graph.constant(tensor) for tensor in packed_tensors(weight))
+        shape = (len(weight.codes), weight.columns)
+        return lower_matmul_nbits(
+            graph, names["x"], (codes, scales, zeros), shape, weight.bits, weight.block, level, domain=domain
+        )
+
+    return build
 
 
 def _rms(rng: np.random.Generator) -> Kernel:

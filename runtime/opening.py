@@ -2,6 +2,7 @@
 
 Layout    ONNX Runtime copies every integer weight into the processor's order when it opens a graph: at 7B
           that is 4 GB and most of the time of opening. It is not needed before the first pass.
+          Our own 4-bit products read the weights where they are mapped: then there is nothing to pack.
 Contract  `open_session` returns when the graph has been read, its operators found and its weights mapped;
           what is wrong with it is raised then. A large graph is packed in a thread, from `start_packing` or
           its first use on, and whoever runs it waits for the rest. `get_inputs`, `get_outputs` and
@@ -19,8 +20,12 @@ from typing import Any
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as refusals
 
+from rexthinker_edge.kernels.native_products import library_path, trouble
 from rexthinker_edge.runtime.errors import BundleError
+from rexthinker_edge.runtime.native_graph import native_graph
 
+CPU = "CPUExecutionProvider"
+DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 LATE_BYTES = 256_000_000  # smaller ones are packed in half a second
 # What InferenceSession raises; they share no base but Exception.
 REFUSALS = (
@@ -40,10 +45,13 @@ def session_options(threads: int = 0) -> ort.SessionOptions:
     ONNX Runtime is not to find, at opening, buffers that later values could take over: its search compares
     each value with every free buffer, 1.5 of the 2.3 seconds of a Swin-T detector. A buffer that is free
     serves the next value all the same, by way of the arena (docs/full-size.md#opening).
+    Our own operator is known to every session where it runs.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.enable_mem_reuse = False
+    if not trouble():
+        options.register_custom_ops_library(str(library_path()))
     return options
 
 
@@ -53,10 +61,19 @@ def open_session(path: Path, options: ort.SessionOptions | None, providers: Sequ
     Raises:
         what InferenceSession raises, see `REFUSALS`.
     """
+    if (model := native_graph(path)) is not None and list(providers) == [CPU]:
+        return _native_session(model, path, options)
     data = path.with_name(f"{path.name}.data")
     if not data.is_file() or data.stat().st_size < LATE_BYTES:
         return ort.InferenceSession(str(path), options, providers=list(providers))
     return LateSession(path, options, providers)
+
+
+def _native_session(model: bytes, path: Path, given: ort.SessionOptions | None) -> ort.InferenceSession:
+    """A session with our operator in it, which reads weights where they are mapped: nothing is packed."""
+    options = session_options(0 if given is None else given.intra_op_num_threads)
+    options.add_session_config_entry(DATA_FOLDER, str(path.parent))
+    return ort.InferenceSession(model, options, providers=[CPU])
 
 
 def start_packing(session: Any) -> None:

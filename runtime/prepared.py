@@ -8,6 +8,7 @@ Layout    `~/.cache/rexthinker-edge/prepared/NAME-DIGEST/`: a graph with its dat
 Contract  A prepared graph answers bit for bit as the bundle's. It belongs to one bundle, one processor and
           one version of ONNX Runtime; where any differs it is not used, `differences` names what, and
           `prepare` makes it again. Written beside its place and renamed into it.
+          A decoder whose products are ours needs none of it and is left out.
 Elsewhere the verb: package/commands/prepare.py; who opens it: parts.py; what it wins: docs/full-size.md.
 Source    docs/full-size.md#prepare
 """
@@ -25,14 +26,16 @@ from pathlib import Path
 
 import onnxruntime as ort
 
+from rexthinker_edge.kernels.native_products import trouble
 from rexthinker_edge.runtime import manifest as manifests
 from rexthinker_edge.runtime.bundle import ALWAYS_HASHED_BYTES, Bundle, file_sha256, flush
 from rexthinker_edge.runtime.errors import DeviceError
 from rexthinker_edge.runtime.manifest import FileEntry
+from rexthinker_edge.runtime.native_graph import native_graph
 from rexthinker_edge.runtime.opening import REFUSALS, refusal, session_options
 from rexthinker_edge.runtime.strict_json import StrictJsonError, parse, to_dataclass, to_json
 
-CARD, CARD_FORMAT = "card.json", 1
+CARD, CARD_FORMAT = "card.json", 2
 MAX_CARD_BYTES = 100_000
 GRAPHS = (manifests.DETECTOR, manifests.DETECTOR_TEXT, manifests.VISION, manifests.DECODER)
 # Of these the packed weights are written too. The detector's are not: ONNX Runtime 1.31.1 crashes (SIGSEGV)
@@ -49,6 +52,7 @@ class Machine:
     processor: str
     system: str
     onnxruntime: str
+    products: str  # whose 4- and 8-bit products run: ours need no packing
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,8 @@ class Prepared:
 
 def this_machine() -> Machine:
     """The machine at hand."""
-    return Machine(_processor(), f"{platform.system()} {platform.machine()}", ort.__version__)
+    products = "ONNX Runtime's" if trouble() else "ours"
+    return Machine(_processor(), f"{platform.system()} {platform.machine()}", ort.__version__, products)
 
 
 def default_root() -> Path:
@@ -115,7 +120,7 @@ def prepare(
         BundleError: ONNX Runtime cannot open a graph.
     """
     directory = directory_of(opened, root)
-    names = [name for name in GRAPHS if name in opened.manifest.files]
+    names = [name for name in GRAPHS if name in opened.manifest.files and _gains(opened, name)]
     directory.parent.mkdir(parents=True, exist_ok=True)
     _check_room(opened, names, directory.parent)
     aside = Path(tempfile.mkdtemp(prefix=".partial-", dir=directory.parent))
@@ -153,6 +158,11 @@ def plain_options(threads: int) -> ort.SessionOptions:
     options.log_severity_level = 3
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return options
+
+
+def _gains(opened: Bundle, name: str) -> bool:
+    """Whether a graph has anything to pack: our products read the bundle's own weights."""
+    return name != manifests.DECODER or native_graph(opened.file(name)) is None
 
 
 def _compare(opened: Bundle, aside: Path) -> None:
@@ -224,6 +234,7 @@ def _differences(directory: Path, opened: Bundle) -> list[str]:
         ("processor", card.machine.processor, here.processor),
         ("system", card.machine.system, here.system),
         ("ONNX Runtime", card.machine.onnxruntime, here.onnxruntime),
+        ("4-bit products that are", card.machine.products, here.products),
     ):
         if made != now:
             found.append(f"made for {what} {made}, here is {now}")

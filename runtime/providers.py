@@ -21,14 +21,13 @@ from typing import Any
 import onnxruntime as ort
 
 from rexthinker_edge.runtime.errors import DeviceError
-from rexthinker_edge.runtime.opening import REFUSALS
+from rexthinker_edge.runtime.opening import DATA_FOLDER, REFUSALS
 
 CUDA = "CUDAExecutionProvider"
 KINDS = ("cpu", "cuda", "tensorrt")
 INSTALL = "pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]>=1.31'"
 CUDNN = "libcudnn.so.9"
 LEAST_RUNTIME = (1, 31)  # CUDA kernels as half_graph.py lists them
-DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 # Provider options, all of them said: a default that changes must not change what we measure.
 CUDA_OPTIONS = {
     "arena_extend_strategy": "kSameAsRequested",  # the largest power of two would waste half a small card

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from rexthinker_edge.kernels.linear import lower_linear
 from rexthinker_edge.kernels.matmul_nbits import lower_matmul_nbits
+from rexthinker_edge.kernels.native_products import product_domain
+from rexthinker_edge.runtime.opening import session_options
 from rexthinker_edge.runtime.overhead import measure_overhead
 from rexthinker_edge.runtime.roofline import Rates
 from rexthinker_edge.runtime.tiny_onnx import TinyGraph
@@ -61,21 +63,22 @@ def dense_graph() -> bytes:
 
 
 def _int4(rows: int) -> bytes:
-    """One layer whose weights are constants, which ONNX Runtime packs when it opens the graph."""
+    """One layer whose weights are constants, which ONNX Runtime may pack when it opens the graph."""
     blocks, graph = COLUMNS // 128, TinyGraph()
     codes = graph.constant(np.full((rows, blocks, 64), 0x99, np.uint8))
     scales = graph.constant(np.full((rows, blocks), 1 / COLUMNS, np.float32))
     zeros = graph.constant(np.full((rows, blocks // 2), 0x88, np.uint8))
     x = graph.free_input("x")
+    names, domain = (codes, scales, zeros), product_domain()
     graph.output(
-        lower_matmul_nbits(graph, x, (codes, scales, zeros), (rows, COLUMNS), 4, 128, accuracy_level=4)
+        lower_matmul_nbits(graph, x, names, (rows, COLUMNS), 4, 128, accuracy_level=4, domain=domain)
     )
     return graph.serialise()
 
 
 def _session(model: bytes, threads: int | None) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads or 0, 3
+    options = session_options(threads or 0)
+    options.log_severity_level = 3
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

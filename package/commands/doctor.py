@@ -61,6 +61,7 @@ def _directory(bundle: Path | None) -> Path:
 def kernel_checks() -> Iterator[Check]:
     """One real kernel of each kind, on the CPU."""
     try:
+        from rexthinker_edge.kernels.native_products import trouble  # noqa: PLC0415
         from rexthinker_edge.runtime.detector_kernel_checks import detector_kernels  # noqa: PLC0415
         from rexthinker_edge.runtime.kernel_checks import kernels, run_kernel  # noqa: PLC0415
     except ImportError as error:
@@ -80,6 +81,8 @@ def kernel_checks() -> Iterator[Check]:
 
     for kernel in (*kernels(), *detector_kernels()):
         yield attempt(f"kernel {kernel.name}", of(kernel), REINSTALL)
+    if reason := trouble():
+        yield Check("kernel MatMulNBits of our own", "skipped", f"{reason}; ONNX Runtime's is used")
 
 
 def bundle_checks(bundle: Path | None) -> Iterator[Check]:

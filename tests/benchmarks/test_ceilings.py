@@ -68,7 +68,8 @@ def test_the_measured_graphs_compute_what_they_are_said_to():
     x, weight = (rng.normal(size=shape).astype(np.float32) for shape in ((3, 128), (5, 128)))
 
     def run(model, feeds):
-        return ort.InferenceSession(model, session_options(), providers=["CPUExecutionProvider"]).run(None, feeds)[0]
+        opened = ort.InferenceSession(model, session_options(), providers=["CPUExecutionProvider"])
+        return opened.run(None, feeds)[0]
 
     np.testing.assert_allclose(run(dense_graph(), {"x": x, "weight": weight}), x @ weight.T, atol=1e-4)
     sums = x.sum(axis=1, keepdims=True)
@@ -181,7 +182,8 @@ def test_a_gpus_graphs_compute_what_they_are_said_to():
     weight = np.full((128, 64), 1 / 64, np.float16)
 
     def run(model, feeds):
-        return ort.InferenceSession(model, session_options(), providers=["CPUExecutionProvider"]).run(None, feeds)[0]
+        opened = ort.InferenceSession(model, session_options(), providers=["CPUExecutionProvider"])
+        return opened.run(None, feeds)[0]
 
     sums = x.astype(np.float32).sum(axis=1, keepdims=True)
     found = run(half_graph(x, weight), {"x": x, "weight": weight})

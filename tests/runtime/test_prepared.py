@@ -61,14 +61,14 @@ def test_the_bundle_is_left_as_it_was_and_the_card_says_what_it_is(packed):
     assert made.directory.name == f"{opened.path.name}-{opened.digest[:16]}"
     assert [item.name for item in root.iterdir()] == [made.directory.name]
     card = json.loads((made.directory / CARD).read_text())
-    assert (card["format_version"], card["digest"]) == (1, opened.digest)
-    assert set(card["machine"]) == {"processor", "system", "onnxruntime"}
+    assert (card["format_version"], card["digest"]) == (2, opened.digest)
+    assert set(card["machine"]) == {"processor", "system", "onnxruntime", "products"}
     assert {f"{name}.data" for name in GRAPHS} <= set(card["files"])
     assert made.graph(manifests.DECODER) == made.directory / manifests.DECODER
     assert made.graph("other.onnx") is None
 
 
-@pytest.mark.parametrize("part", ["processor", "system", "onnxruntime"])
+@pytest.mark.parametrize("part", ["processor", "system", "onnxruntime", "products"])
 def test_another_machine_is_told_and_not_used(packed, monkeypatch, part):
     opened, root, _ = packed
     other = replace(prepared.this_machine(), **{part: "another"})
@@ -86,7 +86,8 @@ def test_damage_is_found_and_repaired(copy):
     assert find(opened, root).differences == (f"{data.name} is not as it was written",)
     graph = place / manifests.VISION
     data.write_bytes(data.read_bytes() + b"\0")
-    graph.write_bytes(graph.read_bytes()[:-1] + b"\7")
+    whole = graph.read_bytes()
+    graph.write_bytes(whole[:-1] + bytes([whole[-1] ^ 7]))
     assert find(opened, root).differences == (f"{graph.name} is not as it was written",)
     (place / CARD).write_text("{}")
     assert "card.json cannot be read" in find(opened, root).differences[0]
