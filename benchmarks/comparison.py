@@ -34,7 +34,10 @@ SCHEMA = "rexthinker-edge/comparison/1"
 UNASKED = "unasked"
 SAME_BOX_IOU = 0.5
 WORST = 20
-COPIED = ("statuses", "average", "domain", "intervals", "rejection", "exact", "rejected", "over_rejected")
+COPIED = (
+    "statuses", "average", "domain", "intervals", "rejection", "exact", "rejected", "over_rejected",
+    "grounding", "agreement", "order", "tokens",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -115,9 +118,6 @@ def told_of(subject: Subjected) -> dict[str, Any]:
         "items": len(subject.items),
         "unasked": whole["unasked"],
         **{key: whole[key] for key in COPIED},
-        "agreement": whole["agreement"],
-        "order": whole["order"],
-        "tokens": whole["tokens"],
         "tokens_per_pass": tokens_per_pass(subject.items),
         "reliability": {"verdicts": reliability(verdict_pairs(subject.items)), "answers": reliability(sure)},
         "coverage": coverage(sure),

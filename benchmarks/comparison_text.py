@@ -96,7 +96,7 @@ def _confidence(comparison: dict[str, Any]) -> Iterator[str]:
     ]
     told = [table for table in found if table is not None]
     if not told:
-        yield "Not recorded: these subjects tell no confidence."
+        yield tables.no_confidence(comparison)
     for place, table in enumerate(told):
         yield from ("",) * bool(place)
         yield from table.to_markdown()

@@ -5,7 +5,8 @@ Layout    `report` is schema `rexthinker-edge/quality/1`; shares and metrics are
 Contract  A failure to answer is never a correct rejection: only `absent` is. An item that could not be asked,
           or whose answer is unusable, has no prediction. `exact` asks for the true candidates and no other.
           Agreement looks at answers with a readable thought: the candidates marked ✅ are those answered.
-Elsewhere the metric: humanref_metric.py; intervals: intervals.py; two runs side by side: compare.py.
+Elsewhere the metric: humanref_metric.py; intervals: intervals.py; grounding: grounding.py; two runs side by
+          side: comparison.py.
 """
 
 from collections import Counter
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from rexthinker_edge.benchmarks.grounding import point_f1, union_iou
 from rexthinker_edge.benchmarks.humanref_metric import (
     KEYS,
     REJECTION,
@@ -23,7 +25,7 @@ from rexthinker_edge.benchmarks.humanref_metric import (
     judge,
     tabulate,
 )
-from rexthinker_edge.benchmarks.intervals import bootstrap, share
+from rexthinker_edge.benchmarks.intervals import bootstrap, mean, share
 from rexthinker_edge.benchmarks.predictions import Id
 from rexthinker_edge.benchmarks.run_file import Item
 from rexthinker_edge.calibration.records import Box, Record
@@ -102,6 +104,9 @@ def report(items: Sequence[Item], *, as_published: bool = False) -> dict[str, An
         "rejected": share([item.status == Status.ABSENT for item in rejections]),
         "over_rejected": share([item.status == Status.ABSENT for item in answerable]),
         "agreement": agreement(items),
+        "grounding": grounding(
+            (item.boxes if item.status in ANSWERED else (), item.answers) for item in answerable
+        ),
         "order": order_sensitivity(items),
         "tokens": _tokens(items),
         "ms": _milliseconds(items),
@@ -129,6 +134,23 @@ def agreement(items: Iterable[Item]) -> dict[str, Any]:
         added += bool(set(item.indices) - matching)
         agrees.append(matching == set(item.indices))
     return {"agree": share(agrees), "named_but_not_answered": dropped, "answered_but_not_named": added}
+
+
+def grounding(pairs: Iterable[tuple[Sequence[Box], Sequence[Box]]]) -> dict[str, Any]:
+    """How well answers lie where the truth does, by the grounding scores of arXiv 2606.16122.
+
+    Args:
+        pairs: (boxes answered, boxes of the truth) of every item that has an answer.
+
+    Returns:
+        union_iou: of the areas that both cover; point_f1: of the answers' centres, each for one true box.
+    """
+    listed = list(pairs)
+    centres = [[((x0 + x1) / 2, (y0 + y1) / 2) for x0, y0, x1, y1 in said] for said, _ in listed]
+    return {
+        "union_iou": mean([union_iou(said, truth) for said, truth in listed]),
+        "point_f1": mean([point_f1(c, truth) for c, (_, truth) in zip(centres, listed, strict=True)]),
+    }
 
 
 def order_sensitivity(items: Iterable[Item]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Contract  95 % intervals by the percentile method over `RESAMPLES` resamples of whole items, seeded: the same
           items give the same interval. One item, or items that agree, give an interval without width: it
           speaks of the sample's spread and cannot see what the sample has not.
-Elsewhere the figures: figures.py, compare.py.
+Elsewhere the figures: figures.py, comparison.py.
 Source    docs/sources.md#intervals
 """
 
@@ -43,10 +43,15 @@ Figure = dict[str, float | int | None]
 
 def share(flags: Sequence[bool]) -> Figure:
     """A share of items with its interval; None where there are no items."""
-    if not flags:
+    return mean([float(flag) for flag in flags])
+
+
+def mean(values: Sequence[float]) -> Figure:
+    """The mean over items with its interval; None where there are no items."""
+    if not values:
         return {"value": None, "low": None, "high": None, "count": 0}
-    low, high = bootstrap(np.asarray(flags, np.float64)[:, None])[:, 0]
-    return {"value": float(np.mean(flags)), "low": float(low), "high": float(high), "count": len(flags)}
+    low, high = bootstrap(np.asarray(values, np.float64)[:, None])[:, 0]
+    return {"value": float(np.mean(values)), "low": float(low), "high": float(high), "count": len(values)}
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

@@ -79,7 +79,7 @@ def _sections(report: dict[str, Any], flips: Sequence[tuple[str, Sequence[Flip]]
     for pair in pairs:
         yield from _pair(pair)
     yield from _times(report["subjects"])
-    yield from _confidence(report["subjects"])
+    yield from _confidence(report)
     yield from _gallery(flips) if pairs else _wrong(flips)
     known = {word: meaning for word, meaning in WORDS.items() if pairs or word not in OF_PAIRS}
     words = (f"<dt>{word}</dt><dd>{meaning}</dd>" for word, meaning in known.items())
@@ -182,7 +182,8 @@ def _times(subjects: Sequence[dict[str, Any]]) -> Iterator[str]:
     )
 
 
-def _confidence(subjects: Sequence[dict[str, Any]]) -> Iterator[str]:
+def _confidence(report: dict[str, Any]) -> Iterator[str]:
+    subjects, missing = report["subjects"], tables.no_confidence(report)
     yield "<h2>Can its confidence be believed?</h2>"
     for of, told in (
         ("verdicts", "Each ✅ and ❌ of the thoughts, by the probability the model gave it."),
@@ -192,11 +193,11 @@ def _confidence(subjects: Sequence[dict[str, Any]]) -> Iterator[str]:
         panels = f'<div class="panels">{drawn}</div>' if drawn else ""
         yield _figure(
             f"Reliability of {of}", f"{told} On the broken line confidence is what it claims.", panels,
-            "Not recorded: these subjects tell no confidence.",
+            missing,
         )  # fmt: skip
     yield _figure(
         "Error by coverage", "What is still wrong when only the surest answers are kept.",
-        profiles.risk_coverage(subjects), "Not recorded: these subjects tell no confidence.",
+        profiles.risk_coverage(subjects), missing,
     )  # fmt: skip
 
 

@@ -193,6 +193,13 @@ def hidden_table(report: Told) -> Table:
     rows = [
         ["absent, said of what is absent", *(brief(told["rejected"]) for told in report["subjects"])],
         ["absent, said of what is there", *(brief(told["over_rejected"]) for told in report["subjects"])],
+        *(
+            [name, *(brief(told["grounding"][key]) for told in report["subjects"])]
+            for key, name in (
+                ("union_iou", "areas answered and true, IoU"),
+                ("point_f1", "centres of answers, F1"),
+            )
+        ),
         ["thought and answer agree", *(brief(told["agreement"]["agree"]) for told in report["subjects"])],
         [
             "marked ✅, not answered",
@@ -213,6 +220,15 @@ def hidden_table(report: Told) -> Table:
 
 def _order(told: Told) -> str:
     return brief(told["order"]["changed"]) if told["order"]["turns"] else "not asked"
+
+
+def no_confidence(report: Told) -> str:
+    """Why nothing is told of confidence."""
+    if report.get("asked", {}).get("boxes") == "detector":
+        return (
+            "Not judged: the candidates are each subject's own, so no set of them is known to be the truth."
+        )
+    return "Not recorded: these subjects tell no confidence."
 
 
 def pair_lines(pair: Told) -> Iterator[str]:

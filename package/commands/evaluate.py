@@ -173,8 +173,8 @@ def _score(
     Raises:
         DataError: the file's predictions are of other items, all of them.
     """
-    from rexthinker_edge.benchmarks.figures import judge_predictions, metric_intervals, tables  # noqa: PLC0415
-    from rexthinker_edge.benchmarks.humanref_metric import tabulate  # noqa: PLC0415
+    from rexthinker_edge.benchmarks import figures  # noqa: PLC0415
+    from rexthinker_edge.benchmarks.humanref_metric import is_rejection, tabulate  # noqa: PLC0415
     from rexthinker_edge.benchmarks.predictions import read_predictions, unknown_ids  # noqa: PLC0415
     from rexthinker_edge.calibration.records import Problem  # noqa: PLC0415
 
@@ -183,8 +183,8 @@ def _score(
     records = [record for _, record in dataset.records(problems, numbers)]
     every = records if len(numbers) == len(dataset) else [r for _, r in dataset.records([])]
     problems += unknown_ids(path, predictions, every)
-    judged = judge_predictions(records, predictions)
-    contract = tables(tabulate(judged, as_published=as_published))
+    judged = figures.judge_predictions(records, predictions)
+    contract = figures.tables(tabulate(judged, as_published=as_published))
     tell_problems(problems)
     gaps = sum(record.id not in predictions for record in records)
     if gaps == len(records):
@@ -194,8 +194,14 @@ def _score(
             "Give the file of this dataset."
         )
     whole = {"dataset": dataset.spec, "predictions": str(path), "as_published": as_published, **contract}
-    whole |= {"records": [numbers.start, numbers.stop], "unpredicted": gaps}
-    return contract, whole | {"intervals": metric_intervals(judged), "problems": list(map(str, problems))}
+    answerable = [r for r in records if not is_rejection(r.domain, len(r.answer_boxes))]
+    return contract, whole | {
+        "records": [numbers.start, numbers.stop],
+        "unpredicted": gaps,
+        "grounding": figures.grounding((predictions.get(r.id, ()), r.answer_boxes) for r in answerable),
+        "intervals": figures.metric_intervals(judged),
+        "problems": list(map(str, problems)),
+    }
 
 
 def _ask(

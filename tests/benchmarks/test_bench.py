@@ -228,9 +228,7 @@ def test_what_the_machine_does_not_tell_has_a_line(report):
         "peak_since_load": False, "others_share": 0.3, "waited_share": 0.4,
     }  # fmt: skip
     shown = as_table(report | {"machine": machine})
-    assert (
-        "QUIET MACHINE: other programs had 30 % of its cores, ready threads waited for a core 40 %" in shown
-    )
+    assert "QUIET MACHINE: other programs had 30 % of its cores, threads waited for one 40 %" in shown
     assert "energy: not told (no RAPL, no power sensor)" in shown
     assert "throttling: not told (no counters)" in shown
     assert "not cold: posix_fadvise: no" in shown

@@ -177,6 +177,8 @@ def test_no_label_covers_another(scenes: Listed, tmp_path: Path) -> None:
 def test_what_was_not_recorded_is_said(scenes: Listed, tmp_path: Path) -> None:
     report = made(scenes)
     assert page_of(tmp_path, report, scenes).count("Not recorded: these subjects tell no confidence.") == 3
+    own = report | {"asked": report["asked"] | {"boxes": "detector"}}
+    assert page_of(tmp_path, own, scenes).count("Not judged: the candidates are each subject's own") == 3
     write_report(tmp_path / "r.md", report, scenes)
     assert "Not recorded: these subjects tell no confidence." in (tmp_path / "r.md").read_text()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rexthinker_edge.benchmarks.figures import is_right, report
+from rexthinker_edge.benchmarks.figures import grounding, is_right, report
 from rexthinker_edge.benchmarks.run_file import Item, RunFile, read_run, read_top
 from rexthinker_edge.benchmarks.runs import Plan, Reference, answer, kl_of_top, log_softmax, run
 from rexthinker_edge.benchmarks.subjects import Reply
@@ -186,6 +186,17 @@ def test_figures_by_hand() -> None:
     assert (agreement["agree"]["value"], agreement["agree"]["count"]) == (pytest.approx(4 / 6), 6)
     assert (agreement["named_but_not_answered"], agreement["answered_but_not_named"]) == (2, 1)
     assert told["ms"]["total"] == {"p50": 7.0, "p95": 7.0}
+    assert [told["grounding"][key]["value"] for key in ("union_iou", "point_f1")] == [0.5, 0.5]
+    assert told["grounding"]["union_iou"]["count"] == 4
+
+
+def test_grounding_of_answers() -> None:
+    square, over, far = (0.0, 0.0, 10.0, 10.0), (5.0, 0.0, 15.0, 10.0), (90.0, 0.0, 91.0, 1.0)
+    told = grounding([((square, over), (square,)), ((), (square,)), ((far, square), (square, far))])
+    # two boxes over one thing: 100 of 150 px, and one of two centres; nothing; all, in another order
+    assert told["union_iou"]["value"] == pytest.approx((2 / 3 + 0 + 1) / 3)
+    assert told["point_f1"]["value"] == pytest.approx((2 / 3 + 0 + 1) / 3)
+    assert grounding([])["point_f1"] == {"value": None, "low": None, "high": None, "count": 0}
 
 
 def test_a_clipped_candidate_is_scored_as_the_file_has_it() -> None:

@@ -83,6 +83,8 @@ def test_predictions_for_people_and_as_a_report(humanref: Path, tmp_path: Path) 
     assert whole["intervals"]["average"]["density_f1_mean"] == [0.0, 1.0]
     assert whole["problems"] == ["p.jsonl: id 7 is of no record (left out)"]
     assert (whole["unpredicted"], whole["records"]) == (3, [0, 4])
+    assert whole["grounding"]["union_iou"]["value"] == 0.5
+    assert "one-to-one F1 of centres 50.0 % (0.0 to 100.0) of 2" in result.stdout
 
 
 def test_predictions_of_some_records(humanref: Path, tmp_path: Path) -> None:
