@@ -25,7 +25,9 @@ def describe(whole: dict[str, Any]) -> list[str]:
     spans = {"all": whole["intervals"]["average"]} | whole["intervals"]["domain"]
     lines += [_row(name, row, spans.get(name)) for name, row in rows.items()]
     areas, centres = (shown(whole["grounding"][key]) for key in ("union_iou", "point_f1"))
-    lines.append(f"where the answers lie: IoU of the areas covered {areas}, one-to-one F1 of centres {centres}")
+    lines.append(
+        f"where the answers lie: IoU of the areas covered {areas}, one-to-one F1 of centres {centres}"
+    )
     told = whole["rejection"]
     lines.append(
         f"rejections: {told['correct']} of {told['total']} correct, "

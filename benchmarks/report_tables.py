@@ -15,6 +15,7 @@ from rexthinker_edge.runtime.evidence import plain
 from rexthinker_edge.runtime.evidence_page import marked
 
 NONE = "–"
+GROUNDING = {"union_iou": "areas answered and true, IoU", "point_f1": "centres of answers, one-to-one F1"}
 Told = dict[str, Any]
 
 
@@ -195,10 +196,7 @@ def hidden_table(report: Told) -> Table:
         ["absent, said of what is there", *(brief(told["over_rejected"]) for told in report["subjects"])],
         *(
             [name, *(brief(told["grounding"][key]) for told in report["subjects"])]
-            for key, name in (
-                ("union_iou", "areas answered and true, IoU"),
-                ("point_f1", "centres of answers, F1"),
-            )
+            for key, name in GROUNDING.items()
         ),
         ["thought and answer agree", *(brief(told["agreement"]["agree"]) for told in report["subjects"])],
         [
@@ -225,9 +223,7 @@ def _order(told: Told) -> str:
 def no_confidence(report: Told) -> str:
     """Why nothing is told of confidence."""
     if report.get("asked", {}).get("boxes") == "detector":
-        return (
-            "Not judged: the candidates are each subject's own, so no set of them is known to be the truth."
-        )
+        return "Not judged: the candidates are each subject's own, and no set of them is known to be true."
     return "Not recorded: these subjects tell no confidence."
 
 
