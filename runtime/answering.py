@@ -112,7 +112,7 @@ class Answerer:
             logits = decoder.run(decoder.embed(question), positions, lent.cache, deadline=deadline)
             prefilled = monotonic_ms()
             after = prompt.next_position + len(question)
-            drafts, choose = self._drafter(asked, lent.cache, after), asked.terms.manner.choose()
+            drafts, choose = self._drafter(asked, lent.cache, after, deadline), asked.terms.manner.choose()
             notes = Likelihood()
             generation = Generation(decoder, lent.cache, logits, after, limits, drafts, choose, notes)
             telling = Telling(self._sight, self._language.tokenizer, decide=asked.terms.bar is None)
@@ -128,13 +128,14 @@ class Answerer:
     def _group(self, asked: Sequence[Asked], terms: Terms, prompt: PromptPath) -> list[Result]:
         """A few answers decoded in one cache."""
         language, limits = self._language, terms.limits(self._language, monotonic_ms())
+        deadline = Deadline(limits.deadline_ms)
         room = sum(len(one.token_ids) + limits.max_new_tokens + 2 for one in asked)
         try:
-            with self._tree.lend(prompt.segments, room, Deadline(limits.deadline_ms)) as lent:
+            with self._tree.lend(prompt.segments, room, deadline) as lent:
                 questions = []
                 for one in asked:
                     after = prompt.next_position + len(one.token_ids)
-                    draft = partial(self._drafter, one, lent.cache, after)
+                    draft = partial(self._drafter, one, lent.cache, after, deadline)
                     questions.append(Question(one.token_ids, prompt.next_position, draft(), draft))
                 written = answer_together(
                     language.decoder, language.tokenizer, lent.cache, questions, limits, language.near_tie
@@ -146,7 +147,7 @@ class Answerer:
         except DeadlinePassed:
             return [self._late(one, prompt) for one in asked]
 
-    def _drafter(self, asked: Asked, cache: KVCache, position: int) -> Drafter | None:
+    def _drafter(self, asked: Asked, cache: KVCache, position: int, deadline: Deadline) -> Drafter | None:
         """What foresees the answer, where that is wanted."""
         language, drafting, wanted = self._language, self._language.drafting, asked.terms.manner.drafting
         if drafting is None or not (drafting.on if wanted is None else wanted):
@@ -154,7 +155,8 @@ class Answerer:
         if self._drafts is None:
             sight = self._sight
             self._drafts = drafting.scene(language.tokenizer, sight.category, sight.hints.tolist())
-        return self._drafts.answer(asked.expression, asked.token_ids, language.decoder, cache, position)
+        spoken, ids = asked.expression, asked.token_ids
+        return self._drafts.answer(spoken, ids, language.decoder, cache, position, deadline)
 
     def _written(self, asked: Asked, written: Written, found: int, prompt: PromptPath) -> Result:
         """The result of what the model wrote, withheld where it does not pass its bar."""

@@ -5,6 +5,7 @@ Elsewhere who asks: scene.py; who answers: answering.py; drafts and sampling: ma
 Source    docs/sources.md#scene
 """
 
+import math
 from dataclasses import dataclass, replace
 
 from rexthinker_edge.runtime.answer import Status
@@ -122,12 +123,15 @@ def _check_room(prompt: int, limit: int, most: int) -> None:
 
 
 def check_deadline(deadline_ms: float | None) -> None:
-    """Refuse a deadline that is not above 0.
+    """Refuse a deadline that is no number of milliseconds above 0.
 
     Raises:
         OptionError: it is not.
     """
-    if deadline_ms is not None and not deadline_ms > 0:
+    if deadline_ms is None:
+        return
+    number = isinstance(deadline_ms, int | float) and not isinstance(deadline_ms, bool)
+    if not number or not math.isfinite(deadline_ms) or deadline_ms <= 0:
         raise OptionError(
             f"deadline_ms: {deadline_ms!r}, milliseconds above 0 are needed. Leave it out for no deadline."
         )

@@ -52,7 +52,8 @@ class Deadline:
             return
         self.check()
         options = ort.RunOptions()
-        timer = threading.Timer((self.until_ms - monotonic_ms()) / 1000.0, _terminate, [options])
+        left_s = min((self.until_ms - monotonic_ms()) / 1000.0, threading.TIMEOUT_MAX)
+        timer = threading.Timer(left_s, _terminate, [options])
         timer.daemon = True
         timer.start()
         try:

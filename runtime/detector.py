@@ -118,14 +118,17 @@ class Detector:
         """What the graph gives: logits (queries, tokens) and boxes (queries, 4) as shares of the picture."""
         caption = self._tokenizer.caption(category)
         pixels = dino_pixels(pixels_HWC, self._geometry.pixel_rules)
-        feeds = self._old_feeds(caption) if self._text is None else self.feeds(pixels, caption)
+        deadline.check()
+        feeds = self._old_feeds(caption) if self._text is None else self.feeds(pixels, caption, deadline)
         with deadline.running() as options:
             logits, shares = self._session.run(
                 ["logits", "pred_boxes"], {"pixel_values": pixels, **feeds}, options
             )
         return logits.reshape(self._geometry.queries, -1), shares.reshape(-1, 4)
 
-    def feeds(self, pixels: NDArray[np.float32], caption: Caption) -> dict[str, NDArray[Any]]:
+    def feeds(
+        self, pixels: NDArray[np.float32], caption: Caption, deadline: Deadline = NEVER
+    ) -> dict[str, NDArray[Any]]:
         """Every input of the graph for pixels (1, 3, height, width) and a caption."""
         rules = self._geometry.tables
         assert rules is not None
@@ -133,20 +136,22 @@ class Detector:
         height, width = padded.shape[2:]
         tables = self._sizes.get((width, height), lambda: self._tables(height, width, rules))
         ids = tuple(int(token) for token in caption.input_ids[0])
-        return {**tables, **self._captions.get(ids, lambda: self._words(caption)), "pixel_values": padded}
+        words = self._captions.get(ids, lambda: self._words(caption, deadline))
+        return {**tables, **words, "pixel_values": padded}
 
     def _tables(self, height: int, width: int, rules: TableRules) -> dict[str, NDArray[Any]]:
         made = make_tables(height, width, rules)
         return {name: table for name, table in made.items() if name in self._asked}
 
-    def _words(self, caption: Caption) -> dict[str, NDArray[np.float32]]:
+    def _words(self, caption: Caption, deadline: Deadline) -> dict[str, NDArray[np.float32]]:
         """Run the text branch."""
         assert self._text is not None
         bias = np.where(caption.self_attention_mask[0], np.float32(0), np.finfo(np.float32).min)
-        text, positions = self._text.run(
-            ["text", "text_positions"],
-            {"input_ids": caption.input_ids[0], "position_ids": caption.position_ids[0], "text_bias": bias},
-        )
+        feeds = {
+            "input_ids": caption.input_ids[0], "position_ids": caption.position_ids[0], "text_bias": bias
+        }  # fmt: skip
+        with deadline.running() as options:
+            text, positions = self._text.run(["text", "text_positions"], feeds, options)
         return {"text": text, "text_positions": positions, "text_bias": bias}
 
     @staticmethod

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rexthinker_edge.runtime import draft_grammar, draft_lookup
+from rexthinker_edge.runtime.deadline import NEVER, Deadline
 from rexthinker_edge.runtime.decoder import Decoder
 from rexthinker_edge.runtime.draft_cost import Acceptance, PassCosts, paying
 from rexthinker_edge.runtime.draft_form import Ground, make_ground
@@ -113,17 +114,19 @@ class SceneDrafts:
     index: Index
 
     def answer(
-        self, expression: str, question_ids: Sequence[int], decoder: Decoder, cache: KVCache, position: int
-    ) -> "Drafter":
+        self, expression: str, question_ids: Sequence[int], decoder: Decoder, cache: KVCache, position: int,
+        deadline: Deadline = NEVER,
+    ) -> "Drafter":  # fmt: skip
         """A drafter for one answer. The first of all measures what passes cost, behind its first token.
 
         Args:
             question_ids: the prompt's suffix.
             cache: of the answer; holds the whole prompt.
             position: M-RoPE position of the answer's first token.
+            deadline: of the answer.
         """
         self.index.add_all(question_ids)
-        return Drafter(self, expression, decoder, cache, position)
+        return Drafter(self, expression, decoder, cache, position, deadline)
 
 
 @dataclass
@@ -139,6 +142,7 @@ class Drafter:
     decoder: Decoder
     cache: KVCache
     position: int  # of the token chosen last, once there is one
+    deadline: Deadline = NEVER
     spent_ms: float = 0.0
     _offers: list[Chain] = field(default_factory=list)
     _chosen: int = 0
@@ -158,10 +162,13 @@ class Drafter:
 
         Args:
             beside: rows of other answers in the same pass; they make a token cheap and a draft dear.
+
+        Raises:
+            DeadlinePassed: while costs were measured for the first time; that is done anew next time.
         """
         shared = self.scene.drafting
         if shared.costs.wants_probe:
-            shared.costs.probe(self.decoder, self.cache, self.position)
+            shared.costs.probe(self.decoder, self.cache, self.position, self.deadline)
         if not shared.costs.exact:
             return []
         begun = time.thread_time()

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from rexthinker_edge.runtime.deadline import NEVER, Deadline
 from rexthinker_edge.runtime.decoder import Decoder
 from rexthinker_edge.runtime.kv_cache import KVCache
 from rexthinker_edge.runtime.positions import text_positions
@@ -61,7 +62,7 @@ class PassCosts:
             return self.costs[self.widest] < SLOW_PASS_MS / 2
         return self.exact is None
 
-    def probe(self, decoder: Decoder, cache: KVCache, position: int) -> None:
+    def probe(self, decoder: Decoder, cache: KVCache, position: int, deadline: Deadline = NEVER) -> None:
         """Measure and compare, behind what the cache holds; the cache is left as it was.
 
         Does nothing where the cache has no room for it. Passes of 32 tokens are left out where 16 took too
@@ -69,45 +70,49 @@ class PassCosts:
 
         Args:
             position: M-RoPE position of the next token.
+
+        Raises:
+            DeadlinePassed: before it was done; it has to be done again.
         """
         length = cache.length
         if decoder.geometry.max_length - length < WIDEST:
             return
+
+        def read(*groups: int) -> NDArray[np.float32]:
+            return self._grouping(decoder, cache, position, groups, deadline)
+
         begun = time.thread_time()
-        self._grouping(decoder, cache, position, [2])  # the first pass of a width pays for its buffers
+        read(2)  # the first pass of a width pays for its buffers
         self._seen.clear()
-        first = self._grouping(decoder, cache, position, [16])
+        first, widest, groups = read(16), 16, [2, 4, 8, 2]
         if self._least(16) >= SLOW_PASS_MS:
-            self._grouping(decoder, cache, position, [16])
+            read(16)
         if self._least(16) < SLOW_PASS_MS:
-            first = self._grouping(decoder, cache, position, [32])
-            self.widest, groups = WIDEST, [2, 4, 8, 16, 2]
-        else:
-            self.widest, groups = 16, [2, 4, 8, 2]
-        self.exact = True
+            first, widest, groups = read(32), WIDEST, [2, 4, 8, 16, 2]
         for _ in range(PROBE_ROUNDS):
-            second = self._grouping(decoder, cache, position, groups)
-            self.exact = self.exact and bool(np.array_equal(first, second))
-            if not self.exact or (time.thread_time() - begun) * 1000 > PROBE_MS:
+            exact = bool(np.array_equal(first, read(*groups)))
+            if not exact or (time.thread_time() - begun) * 1000 > PROBE_MS:
                 break
-            self._grouping(decoder, cache, position, [self.widest])
+            read(widest)
+        self.exact, self.widest = exact, widest
         self._fit()
 
     def _grouping(
-        self, decoder: Decoder, cache: KVCache, position: int, groups: Sequence[int]
+        self, decoder: Decoder, cache: KVCache, position: int, groups: Sequence[int], deadline: Deadline
     ) -> NDArray[np.float32]:
         """Logits (sum(groups), vocab) of a fixed row of tokens, read in these groups."""
         length, at, rows = cache.length, 0, []
         token_ids = [(7 * i * i + 13 * i + 5) % decoder.geometry.vocab for i in range(sum(groups))]
-        for width in groups:
-            part = token_ids[at : at + width]
-            begun = time.thread_time()
-            rows.append(
-                decoder.run(decoder.embed(part), text_positions(position + at, width), cache, last_only=False)
-            )
-            self.learn(width, (time.thread_time() - begun) * 1000)
-            at += width
-        cache.rewind(length)
+        try:
+            for width in groups:
+                embeds = decoder.embed(token_ids[at : at + width])
+                positions = text_positions(position + at, width)
+                begun = time.thread_time()
+                rows.append(decoder.run(embeds, positions, cache, last_only=False, deadline=deadline))
+                self.learn(width, (time.thread_time() - begun) * 1000)
+                at += width
+        finally:
+            cache.rewind(length)
         return np.concatenate(rows)
 
     def learn(self, tokens: int, ms: float) -> None:

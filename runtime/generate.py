@@ -6,7 +6,8 @@ Contract  Token for token what decoding without drafts gives, for greedy choice 
           and rounds differently (by 0.2 in a logit at int4). So every pass here has two rows or more, whether
           drafted or not; such passes were bit-identical in every grouping measured (docs/drafting.md), which
           draft_cost.py checks on the device before anything is drafted.
-          Stops at an end token, at `max_new_tokens`, or when the deadline has passed; which of them is told.
+          Stops at an end token, at `max_new_tokens`, or when the deadline comes, inside a pass as well; which
+          of them is told.
 Elsewhere the passes: decoder.py; what is drafted: draft.py; text from ids: tokens.py.
 Source    docs/sources.md#drafting
 """
@@ -20,7 +21,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rexthinker_edge.runtime.deadline import monotonic_ms
+from rexthinker_edge.runtime.deadline import Deadline, DeadlinePassed, monotonic_ms
 from rexthinker_edge.runtime.decoder import Decoder
 from rexthinker_edge.runtime.kv_cache import KVCache
 from rexthinker_edge.runtime.positions import text_positions
@@ -49,7 +50,11 @@ class Drafts(Protocol):
     """What a generation asks of its drafter; draft.Drafter is the one."""
 
     def propose(self, most: int) -> list[int]:
-        """At most `most` tokens that may come next, the likeliest chain; empty when none pays."""
+        """At most `most` tokens that may come next, the likeliest chain; empty when none pays.
+
+        Raises:
+            DeadlinePassed: while something was measured.
+        """
 
     def chosen(self, tokens: Sequence[int]) -> None:
         """These tokens were chosen, in order: the drafted ones that held, and one more."""
@@ -138,6 +143,7 @@ class Generation:
         assert logits.shape == (1, decoder.geometry.vocab), logits.shape
         self.decoder, self.cache, self.limits = decoder, cache, limits
         self.drafts, self.choose, self.notes = drafts, choose, notes
+        self.deadline = Deadline(limits.deadline_ms)
         self.logits = logits
         self.position = position  # of the next token to be read
         self.token_ids: list[int] = []
@@ -166,8 +172,12 @@ class Generation:
                 yield token
             self.full = self.cache.length >= self.decoder.geometry.max_length
             if self._limit_reached() is None:
-                drafted = self._draft()
-                self._read(drafted)
+                try:
+                    drafted = self._draft()
+                    self._read(drafted)
+                except DeadlinePassed:  # the last pass chose nothing
+                    self.finish = Finish.DEADLINE
+                    return
 
     def _limit_reached(self) -> Finish | None:
         """The limit that forbids choosing one more token."""
@@ -206,7 +216,9 @@ class Generation:
             self.cache.rewind(self.cache.length - 1)
         positions = text_positions(self.position - again, len(token_ids))
         begun = time.thread_time()
-        logits = self.decoder.run(self.decoder.embed(token_ids), positions, self.cache, last_only=False)
+        logits = self.decoder.run(
+            self.decoder.embed(token_ids), positions, self.cache, last_only=False, deadline=self.deadline
+        )
         if self.drafts is not None:
             self.drafts.measured(len(token_ids), (time.thread_time() - begun) * 1000.0)
         self.cache.rewind(self.cache.length - padding)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from rexthinker_edge.runtime.answering import Answerer
 from rexthinker_edge.runtime.asking import Asked, agree, ask
 from rexthinker_edge.runtime.deadline import monotonic_ms
+from rexthinker_edge.runtime.errors import TextError
 from rexthinker_edge.runtime.generate import Limits
 from rexthinker_edge.runtime.image import Picture
 from rexthinker_edge.runtime.kept_scene import save_scene
@@ -92,7 +93,15 @@ class Scene:
         Args:
             deadline_ms: for each expression, from when its decoding begins.
             max_risk: as in `refer`.
+
+        Raises:
+            TextError, OptionError, SceneBusyError: as `refer`.
         """
+        if isinstance(expressions, str | bytes) or not isinstance(expressions, Iterable):
+            raise TextError(
+                f"expressions: a {type(expressions).__name__}, a list of texts is needed. Put one text into "
+                "a list, or use refer."
+            )
         checked = [check_text("expression", expression) for expression in expressions]
         terms = agree(self._language, max_new_tokens, deadline_ms, max_risk, Manner())
         asked = [ask(self._language, self._prompt, expression, terms) for expression in checked]

@@ -152,13 +152,15 @@ def load(
     Raises:
         BundleError: the bundle is incomplete, altered, of a newer format, or unsafe.
         DeviceError: the device is unknown or cannot run this bundle here.
-        OptionError: `threads` is below 1, `memory_bytes` below 0, or `idle_kv` unknown.
+        OptionError: `threads` is below 1, `memory_bytes` below 0, `idle_kv` unknown, or `drafting` no bool.
     """
     read_device(device)
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise OptionError(
             f"threads: {threads!r}, a whole number above 0 is needed. Leave it out for all cores."
         )
+    if not isinstance(drafting, bool):
+        raise OptionError(f"drafting: {drafting!r}, True or False is needed. Leave it out for True.")
     _check_memory(memory_bytes, idle_kv)
     opened = open_bundle(small_bundle() if path is None else path)
     cores = threads or os.cpu_count() or 1

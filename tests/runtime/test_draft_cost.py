@@ -30,7 +30,9 @@ class Machine:
     def embed(self, ids: list[int]) -> list[int]:
         return ids
 
-    def run(self, embeds: list[int], positions: object, cache: object, last_only: bool) -> np.ndarray:
+    def run(
+        self, embeds: list[int], positions: object, cache: object, last_only: bool, **_: object
+    ) -> np.ndarray:
         self.now += self.pass_ms(len(embeds)) / 1000
         return np.array(embeds, np.float32)[:, None]
 

@@ -13,6 +13,7 @@ from scipy.stats import chisquare
 from rexthinker_edge.export.checkpoint import Checkpoint
 from rexthinker_edge.export.decoder_graph import write_decoder
 from rexthinker_edge.export.quantize import IntegerRecipe
+from rexthinker_edge.runtime.deadline import NEVER, Deadline, DeadlinePassed, monotonic_ms
 from rexthinker_edge.runtime.decoder import Decoder
 from rexthinker_edge.runtime.draft_cost import PassCosts
 from rexthinker_edge.runtime.embeddings import Embeddings
@@ -158,13 +159,29 @@ def test_costs_are_measured_behind_the_prompt(decoder):
     assert 0 < costs.costs[2] <= costs.costs[8] <= costs.costs[costs.widest]
 
 
+def test_a_deadline_ends_a_pass_and_a_measurement(decoder):
+    """In the first measurement nothing is learnt, and the cache is left as it was; in a pass the text ends."""
+    costs, cache = PassCosts(), decoder.new_cache(64)
+    with pytest.raises(DeadlinePassed):
+        costs.probe(decoder, cache, 0, Deadline(monotonic_ms() - 1))
+    assert (costs.exact, costs.costs, cache.length) == (None, [], 0)
+    costs.probe(decoder, cache, 0)
+    assert costs.exact
+    generation, spoken = start(decoder), []
+    for token in generation:
+        spoken.append(token)
+        generation.deadline = Deadline(monotonic_ms() - 1)  # passes, though between passes none is seen
+    assert generation.finish is Finish.DEADLINE
+    assert generation.token_ids == spoken == spoken[:1]
+
+
 def test_where_passes_differ_nothing_is_drafted(decoder):
     class Uneven:
         """A device whose wider passes round differently."""
 
         geometry, embed = decoder.geometry, staticmethod(decoder.embed)
 
-        def run(self, embeds, positions, cache, last_only=True):
+        def run(self, embeds, positions, cache, last_only=True, deadline=NEVER):
             logits = decoder.run(embeds, positions, cache, last_only)
             return logits * np.float32(1 + (len(embeds) == 4) * 2e-7)
 
@@ -198,7 +215,7 @@ class Toy:
     def embed(self, tokens):
         return np.array(tokens)
 
-    def run(self, embeds, positions, cache, last_only=True):
+    def run(self, embeds, positions, cache, last_only=True, deadline=NEVER):
         cache.length += len(embeds)
         return self.table[embeds]
 

@@ -326,6 +326,8 @@ def test_bad_requests(make_world):
         (lambda: scene.stream("a\nb"), TextError, "expression: it holds the control character U+000A"),
         (lambda: scene.refer("x" * 100_000), TextError, "expression: 100,000 characters, the limit is 2,000"),
         (lambda: scene.refer_many(["fine", " "]), TextError, "expression: empty"),
+        (lambda: scene.refer_many("fine"), TextError, "expressions: a str, a list of texts is needed"),
+        (lambda: scene.refer_many(None), TextError, "expressions: a NoneType, a list of texts is needed"),
         (
             lambda: scene.refer("a", max_new_tokens=0),
             OptionError,
@@ -334,6 +336,14 @@ def test_bad_requests(make_world):
         (lambda: scene.refer("a", max_new_tokens=1.5), OptionError, "max_new_tokens: 1.5, a whole number"),
         (lambda: scene.refer("a", deadline_ms=0), OptionError, "deadline_ms: 0, milliseconds above 0"),
         (lambda: scene.refer("a", deadline_ms=float("nan")), OptionError, "deadline_ms: nan"),
+        (lambda: scene.refer("a", deadline_ms=float("inf")), OptionError, "deadline_ms: inf"),
+        (lambda: scene.refer("a", deadline_ms="5"), OptionError, "deadline_ms: '5', milliseconds above 0"),
+        (lambda: scene.refer_many(["a"], deadline_ms=True), OptionError, "deadline_ms: True"),
+        (
+            lambda: load(world.directory, drafting="no"),
+            OptionError,
+            "drafting: 'no', True or False is needed",
+        ),
         (
             lambda: world.thinker.look(PICTURE, "\t"),
             TextError,
