@@ -133,9 +133,7 @@ def _shared(machine: dict[str, Any]) -> list[str]:
     share, waited = machine["others_share"], machine["waited_share"]
     if share is None or share < QUIET:
         return []
-    waiting = (
-        "" if waited is None else f", threads waited for one {100 * waited:.0f} % of their time"
-    )
+    waiting = "" if waited is None else f", threads waited for one {100 * waited:.0f} % of their time"
     return [
         f"NOT A QUIET MACHINE: other programs had {100 * share:.0f} % of its cores{waiting}; times are too "
         "long, and no ceiling is the machine's own"
