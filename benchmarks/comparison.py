@@ -23,8 +23,8 @@ from rexthinker_edge.benchmarks.distributions import (
     tokens_per_pass,
     verdict_pairs,
 )
-from rexthinker_edge.benchmarks.figures import is_right, judged_item, report
-from rexthinker_edge.benchmarks.humanref_metric import KEYS, is_rejection
+from rexthinker_edge.benchmarks.figures import group, is_right, judged_item, report
+from rexthinker_edge.benchmarks.humanref_metric import KEYS
 from rexthinker_edge.benchmarks.intervals import Figure, bootstrap, mcnemar, share
 from rexthinker_edge.benchmarks.run_file import Item
 from rexthinker_edge.runtime.answer import Status
@@ -134,7 +134,7 @@ def compare_pair(reference: Subjected, subject: Subjected) -> dict[str, Any]:
     given = reference.given and subject.given
     pairs = [Pair(item, second[item.number], given) for item in reference.items if item.number in second]
     scored = [values for pair in pairs if (values := pair.values()) is not None]
-    domains = sorted({_group(pair.first) for pair in pairs})
+    domains = sorted({group(pair.first) for pair in pairs})
     return {
         "reference": reference.name,
         "subject": subject.name,
@@ -148,15 +148,9 @@ def compare_pair(reference: Subjected, subject: Subjected) -> dict[str, Any]:
             p.is_flip and p.first.status == p.second.status == Status.FOUND for p in pairs
         ),
         "tokens": _tokens(pairs),
-        "domains": {
-            name: _domain([pair for pair in pairs if _group(pair.first) == name]) for name in domains
-        },
+        "domains": {name: _domain([pair for pair in pairs if group(pair.first) == name]) for name in domains},
         "worst": [_shown(pair) for pair in _worst_first(pairs)[:WORST]],
     }
-
-
-def _group(item: Item) -> str:
-    return "rejection" if is_rejection(item.domain, len(item.answers)) else item.domain
 
 
 def _differences(scored: Sequence[tuple[Any, Any]]) -> dict[str, Figure]:

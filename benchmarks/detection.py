@@ -4,7 +4,7 @@ What      Detections of all pictures are sorted by score; each takes the free tr
           highest IoU, if that reaches the threshold; precision, made non-increasing, is read at 101 recalls.
 Contract  Boxes (x0, y0, x1, y1) in any one unit. A category is averaged over its own pictures; categories
           without a truth anywhere do not count.
-Elsewhere IoU: runtime/boxes.py. What one question is scored by (DensityF1): benchmarks/quality.
+Elsewhere IoU: runtime/boxes.py. What one question is scored by (DensityF1): humanref_metric.py.
 Source    COCO API, cocoeval.py: no crowds, all areas, up to 100 detections a picture.
 """
 

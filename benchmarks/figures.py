@@ -78,6 +78,11 @@ def _interval_row(items: Sequence[Judged]) -> dict[str, list[float] | None]:
     return {key: [float(low[k]), float(high[k])] for k, key in enumerate(KEYS)}
 
 
+def group(item: Item) -> str:
+    """The domain that an item counts for: what asks for nothing that is there is a rejection."""
+    return REJECTION if is_rejection(item.domain, len(item.answers)) else item.domain
+
+
 def is_right(item: Item) -> bool | None:
     """Whether the true candidates are answered and no other; None where the truth is no set of candidates."""
     if item.truth is None:
@@ -115,10 +120,9 @@ def report(items: Sequence[Item], *, as_published: bool = False) -> dict[str, An
 
 def _exact(items: Sequence[Item]) -> dict[str, Any]:
     known = [(item, right) for item in items if (right := is_right(item)) is not None]
-    names = sorted({REJECTION if is_rejection(i.domain, len(i.answers)) else i.domain for i, _ in known})
-    groups: dict[str, list[bool]] = {name: [] for name in names}
+    groups: dict[str, list[bool]] = {name: [] for name in sorted({group(item) for item, _ in known})}
     for item, right in known:
-        groups[REJECTION if is_rejection(item.domain, len(item.answers)) else item.domain].append(right)
+        groups[group(item)].append(right)
     return {"all": share([right for _, right in known])} | {k: share(v) for k, v in groups.items()}
 
 

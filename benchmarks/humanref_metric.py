@@ -171,11 +171,3 @@ def _grouped(
     names = {key(item) for item in items}
     listed = [name for name in order if name in names] or sorted(names)
     return {name: mean_row([item for item in items if key(item) == name]) for name in listed}
-
-
-def summarise(scores: Sequence[Score]) -> dict[str, float]:
-    """Means over items, in percent: at IoU 0.5, and over the ten thresholds."""
-    if not scores:
-        return {}
-    means = 100 * np.mean([score.values() for score in scores], axis=0)
-    return {"count": float(len(scores)), **{k: float(v) for k, v in zip(KEYS, means, strict=True)}}

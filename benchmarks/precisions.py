@@ -7,7 +7,7 @@ Layout    A setting is a precision, a calibration and a seed. Each gives one JSO
 Contract  Judged on items that neither trained nor calibrated anything. What is judged is the graph that a
           bundle holds, at the accuracy level a bundle has. Only the calibration samples differ between the
           GPTQ settings; each has as many tokens as the model's own traces have.
-Elsewhere GPTQ: calibration/gptq.py; the answers' judge: accuracy.py; the table: docs/quantisation.md.
+Elsewhere GPTQ: calibration/gptq.py; the answers' judge: figures.py; the table: docs/quantisation.md.
 """
 
 import argparse
@@ -25,7 +25,10 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from rexthinker_edge.benchmarks import accuracy
+from rexthinker_edge.benchmarks.figures import is_right
+from rexthinker_edge.benchmarks.runs import Plan, answer
+from rexthinker_edge.benchmarks.subjects import BundleSubject
+from rexthinker_edge.calibration.openers import open_dataset
 from rexthinker_edge.calibration.samples import Reader, Sample
 from rexthinker_edge.calibration.sources import choose_calibration, workbench_situation
 from rexthinker_edge.calibration.workbench.dataset import EVALUATION_SEED
@@ -199,10 +202,12 @@ class Bench:
             shutil.copyfile(place / name, bundle / name)
         for name in ("vision.onnx", "vision.onnx.data"):
             shutil.copyfile(self.scratch / name, bundle / name)
-        seal(bundle, replace(manifest, decoder=decoder.geometry, vision=self.tower.geometry))
-        thinker = load(bundle, threads=1)
-        outcomes = list(accuracy.run(thinker, self.level, self.counts["items"], "true"))
-        return 100 * float(np.mean([outcome.exact for outcome in outcomes]))
+        plain = replace(manifest, quality=(), risk=None)  # those cards are of other weights
+        seal(bundle, replace(plain, decoder=decoder.geometry, vision=self.tower.geometry))
+        subject, count = BundleSubject(load(bundle, threads=1)), self.counts["items"]
+        with open_dataset(f"workbench:{self.level}:{EVALUATION_SEED}:{count}") as dataset:
+            made = [answer(subject, dataset, number, Plan()).item for number in range(count)]
+        return 100 * float(np.mean([item is not None and is_right(item) for item in made]))
 
 
 def log_probabilities(decoder: Decoder, sample: Sample, given: DecoderInput) -> NDArray[np.float64]:
