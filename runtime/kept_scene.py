@@ -5,7 +5,7 @@ Layout    8 bytes `REXSCENE`, the header's length as little-endian uint32, the h
           little-endian. Nothing before, between or behind. No candidates: no rows.
 Contract  Nothing in it is executed, and nothing is believed that can be computed: hints, tokens and keys are
           made anew from picture, category and boxes. What is read is checked first: sizes against the file,
-          both SHA-256, the bundle's digest, every value's range. The rows cannot be checked against the
+          all three SHA-256, the bundle's digest, every value's range. The rows cannot be checked against the
           picture, so they serve this scene only: looking at the same picture does not find them.
           Written beside its place and renamed into it.
 Elsewhere docs/scenes.md describes it; the rows: kv_cache.py; who keeps them: prefix_tree.py.
@@ -18,7 +18,7 @@ import os
 import stat
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
@@ -82,6 +82,7 @@ class Header:
     category: str
     candidates: tuple[SavedCandidate, ...]
     rows: SavedRows
+    sha256: str  # of this header with nothing here, as JSON with sorted keys
 
 
 def save_scene(
@@ -109,7 +110,9 @@ def save_scene(
         sight.category,
         tuple(SavedCandidate(_four(c.box), c.score) for c in sight.candidates),
         SavedRows(_four(rows.shape), _sha256(rows)),
+        "",
     )
+    header = replace(header, sha256=_own_sha256(header))
     text = json.dumps(to_json(header), ensure_ascii=False, allow_nan=False).encode()
     if len(text) > MAX_HEADER_BYTES:
         _fail(place, f"a header of {len(text):,} bytes, {MAX_HEADER_BYTES:,} are kept", "Keep fewer boxes.")
@@ -207,9 +210,11 @@ def _check_header(path: Path, header: Header, language: Language) -> None:
             _fail(path, "a category with outer spaces", "Do not use this file.")
         check_boxes([c.box for c in header.candidates], (picture.width, picture.height))
     except (TextError, BoxError) as error:
-        _fail(path, f"{error}", "It was altered: save the scene again.")
+        _fail(path, f"{error}".removesuffix("."), "It was altered: save the scene again.")
     if not all(c.score is None or 0 <= c.score <= 1 for c in header.candidates):
         _fail(path, "a score outside 0 to 1", "It was altered: save the scene again.")
+    if header.sha256 != _own_sha256(header):
+        _fail(path, "its header is not the one that was written", "It was altered: save the scene again.")
 
 
 def _write(place: Path, parts: list[Any]) -> None:
@@ -234,6 +239,11 @@ def _write(place: Path, parts: list[Any]) -> None:
 def _sha256(array: NDArray[Any]) -> str:
     assert array.dtype.itemsize == 1 or sys.byteorder == "little" or array.dtype.byteorder == "<"
     return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+
+
+def _own_sha256(header: Header) -> str:
+    own = to_json(replace(header, sha256=""))
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
 
 def _four(values: Any) -> Any:

@@ -160,7 +160,7 @@ def test_costs_are_measured_behind_the_prompt(decoder):
 
 
 def test_a_deadline_ends_a_pass_and_a_measurement(decoder):
-    """In the first measurement nothing is learnt, and the cache is left as it was; in a pass the text ends."""
+    """In the first measurement nothing is learnt and the cache left as it was; in a pass the text ends."""
     costs, cache = PassCosts(), decoder.new_cache(64)
     with pytest.raises(DeadlinePassed):
         costs.probe(decoder, cache, 0, Deadline(monotonic_ms() - 1))

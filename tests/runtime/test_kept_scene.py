@@ -53,7 +53,9 @@ def test_a_file_is_pinned(saved):
     assert content[:8] == b"REXSCENE" == MAGIC
     length = int.from_bytes(content[8:12], "little")
     header = json.loads(content[12 : 12 + length])
-    assert list(header) == ["format_version", "bundle", "picture", "category", "candidates", "rows"]
+    names = ["format_version", "bundle", "picture", "category", "candidates", "rows", "sha256"]
+    assert list(header) == names
+    assert header["sha256"] == own_sha256(header)
     assert header["format_version"] == 1
     assert header["candidates"][0]["box"] == [10.0, 20.0, 60.0, 80.0]
     body = content[12 + length :]
@@ -93,13 +95,20 @@ def test_saving_replaces_whole_files_only(saved, tmp_path):
         scene.save(path)
 
 
-def rewritten(path, change=None, body=None):
+def own_sha256(header):
+    """The definition: of the header with nothing in this place."""
+    return hashlib.sha256(json.dumps(header | {"sha256": ""}, sort_keys=True).encode()).hexdigest()
+
+
+def rewritten(path, change=None, body=None, forged=True):
     """The file with a changed header, its digests made right, as a forger would."""
     content = path.read_bytes()
     length = int.from_bytes(content[8:12], "little")
     header, rest = json.loads(content[12 : 12 + length]), body if body is not None else content[12 + length :]
     if change is not None:
         change(header)
+    if forged:
+        header["sha256"] = own_sha256(header)
     text = json.dumps(header).encode()
     path.write_bytes(MAGIC + len(text).to_bytes(4, "little") + text + rest)
     return path
@@ -146,6 +155,13 @@ def test_hostile_headers(saved, message):
         world.thinker.restore(rewritten(path, HEADERS[message]))
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_a_box_that_changed_by_accident(saved):
+    """Four bytes of a header: boxes stand in no digest but its own."""
+    world, _, path = saved
+    with pytest.raises(SceneError, match="its header is not the one that was written"):
+        world.thinker.restore(rewritten(path, put("candidates", 0, "box", 2, 64.0), forged=False))
 
 
 def test_hostile_files(saved, tmp_path):
