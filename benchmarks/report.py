@@ -1,25 +1,24 @@
 """The report of a comparison: what was compared, on what, and every figure; as HTML, Markdown or JSON.
 
 Layout    `compared` gives the comparison (comparison.py) with `report`: `rexthinker-edge/report/1`,
-          `dataset`, `records`, `asked` (how), `machine`, `made` (UTC), `gate` and `problems`. The JSON file
-          is that; the Markdown is its figures and texts; the page adds charts and pictures of what flipped.
+          `gate`, and what report_setting.py tells. The JSON file is that; the Markdown is its figures and
+          texts; the page adds charts and pictures of what flipped.
 Contract  The three are made of the same figures. A file is written whole or not at all.
 Elsewhere the page: report_page.py; Markdown: comparison_text.py; the figures: comparison.py, gate.py.
 """
 
 import json
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from rexthinker_edge.benchmarks.comparison import Subjected, compare
 from rexthinker_edge.benchmarks.comparison_text import markdown
 from rexthinker_edge.benchmarks.gate import Gate
-from rexthinker_edge.benchmarks.machine import machine_card
 from rexthinker_edge.benchmarks.report_alone import wrong_gallery
 from rexthinker_edge.benchmarks.report_gallery import gallery
 from rexthinker_edge.benchmarks.report_page import page
+from rexthinker_edge.benchmarks.report_setting import setting
 from rexthinker_edge.benchmarks.trials import Trial
 from rexthinker_edge.calibration.dataset import Dataset
 from rexthinker_edge.calibration.records import Problem
@@ -51,22 +50,7 @@ def compared(
 ) -> dict[str, Any]:
     """Everything a report tells; the first run is the reference."""
     told = compare(runs)
-    return {
-        **told,
-        "report": SCHEMA,
-        "dataset": dataset.spec,
-        "records": [trial.numbers.start, trial.numbers.stop],
-        "asked": {
-            "boxes": trial.boxes,
-            "orders": trial.orders,
-            "workers": trial.workers,
-            "threads": trial.threads,
-        },
-        "machine": machine_card(),
-        "made": datetime.now(UTC).date().isoformat(),
-        "problems": [str(problem) for problem in problems],
-        "gate": gate.judge(told),
-    }
+    return {**told, "report": SCHEMA, **setting(dataset, trial, problems), "gate": gate.judge(told)}
 
 
 def write_report(path: Path, report: dict[str, Any], dataset: Dataset) -> None:

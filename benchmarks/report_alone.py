@@ -7,13 +7,12 @@ Elsewhere several subjects: report.py, comparison.py; the forms: report_page.py,
 """
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from rexthinker_edge.benchmarks.comparison import Subjected, told_of
 from rexthinker_edge.benchmarks.figures import is_right, judged_item
-from rexthinker_edge.benchmarks.machine import machine_card
 from rexthinker_edge.benchmarks.report_gallery import Flip, seen_item
+from rexthinker_edge.benchmarks.report_setting import setting
 from rexthinker_edge.benchmarks.run_file import Item
 from rexthinker_edge.benchmarks.trials import Trial
 from rexthinker_edge.calibration.dataset import Dataset
@@ -28,12 +27,7 @@ def alone(subject: Subjected, dataset: Dataset, trial: Trial, problems: Sequence
         "subjects": [told_of(subject)],
         "pairs": [],
         "wrong": [_wrong(item) for item in _worst_first(subject.items)[:WORST]],
-        "dataset": dataset.spec,
-        "records": [trial.numbers.start, trial.numbers.stop],
-        "asked": {key: getattr(trial, key) for key in ("boxes", "orders", "workers", "threads")},
-        "machine": machine_card(),
-        "made": datetime.now(UTC).date().isoformat(),
-        "problems": [str(problem) for problem in problems],
+        **setting(dataset, trial, problems),
     }
 
 
