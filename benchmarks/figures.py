@@ -158,13 +158,23 @@ def grounding(pairs: Iterable[tuple[Sequence[Box], Sequence[Box]]]) -> dict[str,
 
 
 def order_sensitivity(items: Iterable[Item]) -> dict[str, Any]:
-    """How often another order of the hints gives another status or other candidates."""
-    turns = [(item, again) for item in items for again in item.again]
-    changed = [(i.status, set(i.indices)) != (a.status, set(a.indices)) for i, a in turns]
+    """How often another order of the hints gives another status or other candidates.
+
+    The orders of one item are no independent draws: intervals are over items, each with its own share.
+    """
+    turned = [item for item in items if item.again]
+
+    def changed(item: Item) -> float:
+        own = (item.status, set(item.indices))
+        return float(np.mean([(a.status, set(a.indices)) != own for a in item.again]))
+
+    def status_changed(item: Item) -> float:
+        return float(np.mean([a.status != item.status for a in item.again]))
+
     return {
-        "turns": len(turns),
-        "changed": share(changed),
-        "status_changed": share([i.status != a.status for i, a in turns]),
+        "turns": sum(len(item.again) for item in turned),
+        "changed": mean([changed(item) for item in turned]),
+        "status_changed": mean([status_changed(item) for item in turned]),
     }
 
 

@@ -186,7 +186,11 @@ def _confidence(report: dict[str, Any]) -> Iterator[str]:
     subjects, missing = report["subjects"], tables.no_confidence(report)
     yield "<h2>Can its confidence be believed?</h2>"
     for of, told in (
-        ("verdicts", "Each ✅ and ❌ of the thoughts, by the probability the model gave it."),
+        (
+            "verdicts",
+            "Each ✅ and ❌ of the thoughts, by the probability the model gave it; intervals take "
+            "the verdicts of one thought for independent.",
+        ),
         ("answers", "Whole answers, found or absent, against being exactly right."),
     ):
         drawn = "".join(profiles.reliability_panel(k, told_, of) for k, told_ in enumerate(subjects))

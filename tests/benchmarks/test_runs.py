@@ -121,6 +121,9 @@ def test_other_orders_are_told_in_the_first_order(listed: Listed) -> None:
     changed = report([moved])["order"]
     assert changed["changed"]["value"] == np.mean([a.order[0] != 0 for a in moved.again])
     assert changed["status_changed"]["value"] == 0
+    assert (changed["turns"], changed["changed"]["count"]) == (3, 1)  # three orders of one item are one draw
+    other = replace(item(0), again=tuple(replace(a, indices=(0,)) for a in moved.again))
+    assert report([moved, other])["order"]["changed"]["value"] == changed["changed"]["value"] / 2
 
 
 def test_the_reference_leads_other_subjects(listed: Listed, tmp_path: Path) -> None:
