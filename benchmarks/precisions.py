@@ -53,6 +53,8 @@ from rexthinker_edge.runtime.vision import VisionTower
 
 GENERIC_SEED = 910_000  # pictures that calibrate as other people's do: neither trained nor judged
 TEXT_CHARACTERS = 800
+WIDE = ("k_proj", "v_proj")
+TUNE_STEPS = 200
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,16 @@ class Setting:
         data: "" for round to nearest, else "text", "generic-image" or "own-trace".
         seed: of the choice of samples.
         correct: aim at the original's outputs, or plain GPTQ.
+        wide: layers that take 8 bits.
+        tune: steps of training the scales.
     """
 
     precision: str
     data: str = ""
     seed: int = 0
     correct: bool = True
+    wide: tuple[str, ...] = ()
+    tune: int = 0
 
     @property
     def name(self) -> str:
@@ -78,7 +84,9 @@ class Setting:
             return "fp32"
         if not self.data:
             return f"{self.precision} round-to-nearest"
-        return f"{self.precision} GPTQ, {self.data}{'' if self.correct else ', uncorrected'}"
+        name = f"{self.precision} GPTQ, {self.data}{'' if self.correct else ', uncorrected'}"
+        name += f", {' and '.join(self.wide)} int8" if self.wide else ""
+        return name + (f", tuned in {self.tune} steps" if self.tune else "")
 
 
 def settings(seeds: int) -> list[Setting]:
@@ -87,6 +95,8 @@ def settings(seeds: int) -> list[Setting]:
     for seed in range(seeds):
         rows += [Setting("int4", data, seed) for data in ("own-trace", "text", "generic-image")]
         rows.append(Setting("int4", "own-trace", seed, correct=False))
+        rows.append(Setting("int4", "own-trace", seed, wide=WIDE))
+        rows.append(Setting("int4", "own-trace", seed, wide=WIDE, tune=TUNE_STEPS))
     return rows
 
 
@@ -158,14 +168,19 @@ class Bench:
             block = choose_block([text.hidden, text.intermediate])
             recipe = None
             if setting.precision != "fp32":
-                recipe = IntegerRecipe(8 if setting.precision == "int8" else 4, block=block)
+                bits = 8 if setting.precision == "int8" else 4
+                recipe = IntegerRecipe(bits, block=block, wide=setting.wide)
             weights = None
             if setting.data:
                 assert recipe is not None, "integers are calibrated, fp32 is not"
                 samples = self.samples(setting)
                 tokens = sum(len(sample.ids) for sample in samples)
                 options = CalibrationOptions(
-                    setting.data, len(samples), setting.seed, correct=setting.correct
+                    setting.data,
+                    len(samples),
+                    setting.seed,
+                    correct=setting.correct,
+                    tune=setting.tune,
                 )
                 integers = place / "integers"
                 integers.mkdir()
