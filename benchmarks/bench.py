@@ -33,6 +33,7 @@ from rexthinker_edge.benchmarks.speed import (
     Asked,
     Bench,
     Measured,
+    late_times,
     median,
     stage_times,
     times,
@@ -292,6 +293,7 @@ def _bundle(
         "statuses": seen.statuses,
         "together_identical": seen.together_identical,
         "work": {name: asdict(one) for name, one in work.items()},
+        "p95_ms": late_times(seen),
         "ready_ms": {"cold": loads.cold_ready_ms, "warm": loads.warm_ready_ms},
     }
 

@@ -94,23 +94,27 @@ def _stages(report: dict[str, Any]) -> Made:
 
 def _expressions(report: dict[str, Any]) -> Made:
     first, second, drafted = report["first"], report["second"], report["drafting"]
+    late, off = report["bundle"]["p95_ms"], {"ttft_ms": None, "total_ms": drafted["off_ms"]}
+
+    def row(name: str, ms: dict[str, Any], slow: dict[str, float], said: str) -> list[str]:
+        cells = [(ms[one], slow[one]) for one in ("ttft_ms", "total_ms")]
+        shown = [(f"{half:,.1f}", f"{most:,.1f}") if half is not None else ("", "") for half, most in cells]
+        return [name, *shown[0], *shown[1], said]
+
     rows = [
-        ["first", f"{first['ttft_ms']:,.1f}", f"{first['total_ms']:,.1f}", "picture and all"],
-        [
-            "second", f"{second['ttft_ms']:,.1f}", f"{second['total_ms']:,.1f}",
-            f"{second['reused']:,} of {second['prompt']:,} prompt tokens reused",
-        ],
-        [
-            "undrafted", "", f"{drafted['off_ms']:,.1f}",
+        row("first", first, late["first"], "picture and all"),
+        row("second", second, late["second"],
+            f"{second['reused']:,} of {second['prompt']:,} prompt tokens reused"),
+        row("undrafted", off, late["undrafted"],
             f"drafted {drafted['tokens_per_pass']:.2f} tokens a pass, {drafted['on_ms']:,.1f} ms, "
-            + ("the same tokens" if drafted["identical"] else "DIFFERENT TOKENS"),
-        ],
+            + ("the same tokens" if drafted["identical"] else "DIFFERENT TOKENS")),
     ]  # fmt: skip
     one = report["together"].get("1")
     alike = "the same tokens" if report["bundle"]["together_identical"] else "DIFFERENT TOKENS"
     for count, ms in report["together"].items():
-        rows.append([f"{count} together", "", f"{ms:,.1f}", f"{ms / one:.2f} times one, {alike}"])
-    return "Expressions", ["", "first token ms", "whole ms", ""], rows
+        told, slow = f"{ms / one:.2f} times one, {alike}", late["together"][count]
+        rows.append([f"{count} together", "", "", f"{ms:,.1f}", f"{slow:,.1f}", told])
+    return "Expressions", ["", "first token p50 ms", "p95", "whole p50 ms", "p95", ""], rows
 
 
 def _foot(report: dict[str, Any]) -> list[str]:

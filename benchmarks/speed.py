@@ -186,7 +186,7 @@ class Bench:
 
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Median and 95th percentile."""
-    return {"p50_ms": float(np.percentile(values, 50)), "p95_ms": float(np.percentile(values, 95))}
+    return {"p50_ms": float(np.percentile(values, 50)), "p95_ms": late(values)}
 
 
 def median(values: Sequence[float]) -> float:
@@ -194,9 +194,21 @@ def median(values: Sequence[float]) -> float:
     return float(np.median(values))
 
 
-def times(asked: Sequence[Asked]) -> dict[str, float]:
-    """Medians of the first token and of the whole."""
-    return {name: median([getattr(one, name) for one in asked]) for name in ("ttft_ms", "total_ms")}
+def late(values: Sequence[float]) -> float:
+    """The 95th percentile."""
+    return float(np.percentile(values, 95))
+
+
+def times(asked: Sequence[Asked], of: Callable[[Sequence[float]], float] = median) -> dict[str, float]:
+    """The median, or another figure, of the first token and of the whole."""
+    return {name: of([getattr(one, name) for one in asked]) for name in ("ttft_ms", "total_ms")}
+
+
+def late_times(seen: Measured) -> dict[str, dict[str, float]]:
+    """95th percentiles of what `bench` tells medians of."""
+    asked = {"first": seen.first, "second": seen.second, "undrafted": seen.plain}
+    together = {str(k): late([group.ms for group in groups]) for k, groups in seen.together.items()}
+    return {name: times(ones, late) for name, ones in asked.items()} | {"together": together}
 
 
 def tokens_per_pass(asked: Sequence[Asked]) -> float:

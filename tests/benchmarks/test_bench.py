@@ -210,7 +210,9 @@ def test_tables_show_every_figure(report, text):
     shown = text(report)
     stages = report["stages"].values()
     figures = [f"{stage[name]:,.2f}" for stage in stages for name in ("p50_ms", "p95_ms", "ceiling_ms")]
-    figures += [f"{ms:,.1f}" for ms in report["together"].values()]
+    late = report["bundle"]["p95_ms"]
+    figures += [f"{ms:,.1f}" for ms in (*report["together"].values(), *late["together"].values())]
+    figures += [f"{late[name][one]:,.1f}" for name in ("first", "second") for one in ("ttft_ms", "total_ms")]
     figures += [f"{report['ceilings']['read_gb_s']:,.1f} GB/s", report["bundle"]["digest"][:12]]
     figures += [f"{report['load']['cold_ms']:,.0f} ms cold", "the same tokens", "random numbers"]
     figures += [f"peak memory {report['peak_bytes'] / 2**20:,.0f} MiB"]
