@@ -45,16 +45,21 @@ def make_card(
     Raises:
         DataError: too few answers.
     """
-    if len(answers) < LEAST_ANSWERS:
-        raise DataError(
-            f"{source}: {len(answers)} answers to calibrate on, {LEAST_ANSWERS} or more are needed (some "
-            "hundreds for a risk of 0.05). Ask more questions: --count."
-        )
+    check_answers(source, len(answers))
     steps = list[RiskStep]()
     for step in thresholds(answers, coverages):
         given, wrong = counts(answers, step)
         steps.append(RiskStep(step, given, wrong, upper_bound(wrong, given, delta / coverages)))
     return RiskCard(source, SCORE, bundle, questions, len(answers), delta, coverages, tuple(steps))
+
+
+def check_answers(source: str, count: int) -> None:
+    """Raise DataError where so few answers bound no risk."""
+    if count < LEAST_ANSWERS:
+        raise DataError(
+            f"{source}: {count} answers to calibrate on, {LEAST_ANSWERS} or more are needed (some "
+            "hundreds for a risk of 0.05). Ask more questions: --count."
+        )
 
 
 def thresholds(answers: Answers, coverages: int) -> list[float]:

@@ -108,6 +108,11 @@ def evaluate(spec: str, images: Path | None, predictions: Path | None, **options
     named = predictions is None and subject not in (None, "small") and "@" not in str(subject)
     if options["calibrate_risk"] and not named:
         raise click.UsageError("--calibrate-risk writes into a bundle: name yours with --bundle.")
+    if options["calibrate_risk"] and options["boxes"] == "detector":
+        raise click.UsageError(
+            "--calibrate-risk needs answers known to be right or wrong, and the truth is no set of the "
+            "detector's candidates: leave out --boxes detector."
+        )
     with open_dataset(spec, images) as dataset:
         if predictions is not None:
             numbers = chosen_numbers(dataset, options["start"], options["count"])
@@ -261,10 +266,13 @@ def _run(
     from rexthinker_edge.benchmarks.meter import Meter  # noqa: PLC0415
     from rexthinker_edge.benchmarks.runs import Plan, run  # noqa: PLC0415
     from rexthinker_edge.benchmarks.subjects import open_subject  # noqa: PLC0415
+    from rexthinker_edge.calibration.risk import check_answers  # noqa: PLC0415
     from rexthinker_edge.progress import phase  # noqa: PLC0415
 
     numbers = chosen_numbers(dataset, options["start"], options["count"])
     plan = Plan(boxes=options["boxes"], orders=options["orders"])
+    if options["calibrate_risk"]:
+        check_answers(dataset.spec, len(numbers))  # no more than that can come
     if plan.boxes == "detector" and "@" in subject:
         raise click.UsageError(
             "--boxes detector: a checkpoint has no detector. Ask a bundle, or leave it out."

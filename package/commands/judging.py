@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rexthinker_edge.runtime.errors import OptionError
+from rexthinker_edge.runtime.errors import DataError, OptionError
 
 if TYPE_CHECKING:
     from rexthinker_edge.calibration.dataset import Dataset
@@ -20,7 +20,14 @@ SHOWN_PROBLEMS = 20
 
 
 def chosen_numbers(dataset: "Dataset", start: int, count: int | None) -> range:
-    """The records asked for; OptionError when there is none."""
+    """The records asked for.
+
+    Raises:
+        DataError: the dataset has none at all.
+        OptionError: it has none there.
+    """
+    if not len(dataset):
+        raise DataError(f"{dataset.spec}: it has no records, one at least is needed. Name other data.")
     numbers = range(len(dataset))[start:][:count]
     if not numbers:
         raise OptionError(

@@ -129,6 +129,11 @@ def test_predictions_of_some_records(humanref: Path, tmp_path: Path) -> None:
             ("--dataset", "workbench:easy", "--checkpoint", "b", "--boxes", "detector"),
             "has no detector",
         ),
+        (
+            evaluate,
+            ("--dataset", "workbench:easy", "--bundle", "b", "--boxes", "detector", "--calibrate-risk"),
+            "the truth is no set of the detector's candidates",
+        ),
         (compare, ("small",), "two subjects or more"),
         (compare, ("small", "b@fp32", "--boxes", "detector"), "has no detector"),
         (compare, ("small", "b", "--max-flips", "200%"), "a share such as 2%"),
@@ -175,6 +180,8 @@ def test_the_reports_of_a_run(tmp_path: Path) -> None:
 def test_errors(humanref: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"no manifest\.json and no config\.json"):
         invoke(evaluate, "--dataset", "workbench:easy:1:1", "--bundle", tmp_path)
+    with pytest.raises(DataError, match="workbench:easy:1:0: it has no records"):
+        invoke(compare, "small", "small", "--dataset", "workbench:easy:1:0")
     with pytest.raises(OptionError, match="record 9, the dataset has 4"):
         invoke(evaluate, "--dataset", f"humanref:{humanref}", "--start", 9)
     with pytest.raises(DataError, match="record 4 asked for, there are 4"):

@@ -121,9 +121,7 @@ def test_calibrate_risk(sealed_bundle, capsys):
     assert open_bundle(sealed_bundle).manifest.risk.answers == 300
 
 
-@pytest.mark.parametrize(
-    "options", [(), ("--bundle", "small"), ("--checkpoint", "c"), ("--predictions", "p.jsonl")]
-)
+@pytest.mark.parametrize("options", [(), ("--bundle", "small"), ("--checkpoint", "c")])
 def test_calibrate_risk_needs_a_bundle_of_ones_own(options):
     result = CliRunner().invoke(evaluate, ["--dataset", "workbench:easy:1:1", "--calibrate-risk", *options])
     assert result.exit_code == 2
