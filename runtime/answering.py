@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import partial
 
 from rexthinker_edge.runtime.answer import Answer, Status, read_answer
-from rexthinker_edge.runtime.asking import ROOM, Asked, Terms
+from rexthinker_edge.runtime.asking import ROOM, Asked
 from rexthinker_edge.runtime.confidence import Likelihood, Sureness, sureness
 from rexthinker_edge.runtime.deadline import Deadline, DeadlinePassed, monotonic_ms
 from rexthinker_edge.runtime.draft import Drafter, SceneDrafts
@@ -80,7 +80,7 @@ class Answerer:
             except DeadlinePassed:
                 yield ResultEvent(self._late(asked, prompt))
 
-    def together(self, asked: Sequence[Asked], terms: Terms) -> list[Result]:
+    def together(self, asked: Sequence[Asked], limits: Limits) -> list[Result]:
         """A result each, `TOGETHER` at a time: in one cache where the graph branches and that is quicker."""
         results: list[Result] = []
         pace, prompt = self._language.pace, self._prompt
@@ -90,16 +90,16 @@ class Answerer:
             for start in range(0, len(asked), TOGETHER):
                 group, begun = asked[start : start + TOGETHER], time.thread_time()
                 if prompt is not None and len(group) > 1 and pace.mixes(len(group)):
-                    count, made = len(group), self._group(group, terms, prompt)
+                    count, made = len(group), self._group(group, limits, prompt)
                 else:
-                    count, made = 1, [self._one(one, terms) for one in group]
+                    count, made = 1, [self._one(one, limits) for one in group]
                 written = sum(result.tokens.generated for result in made)
                 pace.learn(count, written, (time.thread_time() - begun) * 1000)
                 results += made
         return results
 
-    def _one(self, asked: Asked, terms: Terms) -> Result:
-        *_, last = self.events(asked, terms.limits(self._language, monotonic_ms()), alone=True)
+    def _one(self, asked: Asked, limits: Limits) -> Result:
+        *_, last = self.events(asked, limits, alone=True)
         assert isinstance(last, ResultEvent)
         return last.result
 
@@ -125,9 +125,9 @@ class Answerer:
             written = Written(telling.text, generation.finish, ids, generation.passes, ms, notes)
             yield ResultEvent(self._written(asked, written, lent.reused, prompt))
 
-    def _group(self, asked: Sequence[Asked], terms: Terms, prompt: PromptPath) -> list[Result]:
+    def _group(self, asked: Sequence[Asked], limits: Limits, prompt: PromptPath) -> list[Result]:
         """A few answers decoded in one cache."""
-        language, limits = self._language, terms.limits(self._language, monotonic_ms())
+        language = self._language
         deadline = Deadline(limits.deadline_ms)
         room = sum(len(one.token_ids) + limits.max_new_tokens + 2 for one in asked)
         try:

@@ -91,12 +91,14 @@ class Scene:
         from rows that round otherwise.
 
         Args:
-            deadline_ms: for each expression, from when its decoding begins.
+            deadline_ms: milliseconds from now after which all of it ends; what has no answer then has status
+                TIMEOUT.
             max_risk: as in `refer`.
 
         Raises:
             TextError, OptionError, SceneBusyError: as `refer`.
         """
+        started = monotonic_ms()
         if isinstance(expressions, str | bytes) or not isinstance(expressions, Iterable):
             raise TextError(
                 f"expressions: a {type(expressions).__name__}, a list of texts is needed. Put one text into "
@@ -105,7 +107,7 @@ class Scene:
         checked = [check_text("expression", expression) for expression in expressions]
         terms = agree(self._language, max_new_tokens, deadline_ms, max_risk, Manner())
         asked = [ask(self._language, self._prompt, expression, terms) for expression in checked]
-        return self._answerer.together(asked, terms)
+        return self._answerer.together(asked, terms.limits(self._language, started))
 
     def stream(
         self, expression: str, max_new_tokens: int | None = None, deadline_ms: float | None = None, *,

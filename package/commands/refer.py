@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rexthinker_edge.runtime.result import Result
     from rexthinker_edge.runtime.scene import Scene
 
-Terms = tuple[int | None, float | None, float | None]  # most new tokens, deadline in ms, most risk
+Terms = tuple[int | None, float | None, float | None]  # most new tokens, instant of the deadline, most risk
 
 MAX_BOXES_FILE_BYTES = 1_000_000
 EXIT_CODES = {
@@ -53,7 +53,7 @@ EXIT_CODES = {
     "--deadline",
     type=click.FloatRange(min=0, min_open=True),
     metavar="MS",
-    help="Give up after this, looking included.",
+    help="Give up after this, looking and all expressions included.",
 )
 @click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer.")
 @click.option("--device", default="cpu", show_default=True, help="Where to run.")
@@ -98,11 +98,10 @@ def refer(
         thinker = load(bundle, device=device, threads=threads, drafting=not no_draft)
     if max_risk is not None:
         thinker.threshold(max_risk)  # what cannot be promised is told before the work
-    begun = time.monotonic()
+    until = None if deadline is None else time.monotonic() + deadline / 1000
     with phase(f"looking for every {category}"):
         scene = thinker.look(picture, category, boxes=given, deadline_ms=deadline)
-    left = None if deadline is None else max(deadline - (time.monotonic() - begun) * 1000, 1e-3)
-    results = _ask_all(scene, asked, (max_new_tokens, left, max_risk), as_json, stream)
+    results = _ask_all(scene, asked, (max_new_tokens, until, max_risk), as_json, stream)
     _write_outputs(results[0], picture, out, explain)
     return max(EXIT_CODES[result.status] for result in results)
 
@@ -155,7 +154,8 @@ def _ask_all(scene: "Scene", asked: list[str], terms: Terms, as_json: bool, stre
     """A result for each expression, shown as soon as it is there."""
     if stream:
         return [_streamed(scene, expression, terms) for expression in asked]
-    max_new_tokens, deadline, max_risk = terms
+    max_new_tokens, until, max_risk = terms
+    deadline = _left_ms(until)
     if len(asked) == 1:
         with phase(f"thinking about {asked[0]}"):
             results = [scene.refer(asked[0], max_new_tokens, deadline, max_risk=max_risk)]
@@ -165,6 +165,11 @@ def _ask_all(scene: "Scene", asked: list[str], terms: Terms, as_json: bool, stre
     for result in results:
         _show(result, as_json)
     return results
+
+
+def _left_ms(until: float | None) -> float | None:
+    """Milliseconds to an instant of `time.monotonic()`; a little where it has come, which is then told."""
+    return None if until is None else max((until - time.monotonic()) * 1000, 1e-3)
 
 
 def _show(result: "Result", as_json: bool) -> None:
@@ -181,8 +186,8 @@ def _streamed(scene: "Scene", expression: str, terms: Terms) -> "Result":
     from rexthinker_edge.runtime.result import ResultEvent, TextEvent  # noqa: PLC0415
 
     painter, result = Painter(sys.stdout), None
-    max_new_tokens, deadline, max_risk = terms
-    for event in scene.stream(expression, max_new_tokens, deadline, max_risk=max_risk):
+    max_new_tokens, until, max_risk = terms
+    for event in scene.stream(expression, max_new_tokens, _left_ms(until), max_risk=max_risk):
         if isinstance(event, TextEvent):
             painter.write(event.text)
         elif isinstance(event, ResultEvent):

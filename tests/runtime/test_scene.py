@@ -244,6 +244,17 @@ def test_a_deadline_holds_while_looking(make_world, monkeypatch):
     assert scene.refer("the red ball", deadline_ms=1e-6).status is Status.TIMEOUT
     patient = scene.refer("the red ball", deadline_ms=600_000)
     assert (patient.status, patient.tokens.reused) == (Status.FOUND, 0)
+    # of several the deadline is one for all: a second answer may not take the first one's time again
+    answer, asked = scene._answerer._answer, []
+
+    def slow(one, limits, prompt):
+        asked.append(limits.deadline_ms)
+        return answer(one, limits, prompt)
+
+    monkeypatch.setattr(scene._answerer, "_answer", slow)
+    scene.refer_many(["a", "b", "c"], deadline_ms=600_000)
+    assert len(asked) == 3
+    assert len(set(asked)) == 1
     for wrong in (0, -1, float("nan")):
         with pytest.raises(OptionError, match=r"deadline_ms: .* milliseconds above 0 are needed"):
             world.thinker.look(PICTURE, "ball", deadline_ms=wrong)
