@@ -205,20 +205,18 @@ def _confidence(report: dict[str, Any]) -> Iterator[str]:
     )  # fmt: skip
 
 
-def _once(drawn: str, side: Evidence, seen: dict[str, str]) -> str:
-    """The fragment with its picture drawn from the first place of the page that holds it."""
+def _once(side: Evidence, seen: dict[bytes, str]) -> str:
+    """One side of a flip, its picture drawn from the first place of the page that holds it."""
     assert side.pixels_HWC is not None, "a flip is shown on its picture"
-    height, width = side.pixels_HWC.shape[:2]
-    place = f'<image width="{width}" height="{height}" href="{evidence_page.data_uri(side)}"/>'
-    assert drawn.count(place) == 1, "evidence_page draws its picture otherwise"
-    if place in seen:
-        return drawn.replace(place, f'<use href="#{seen[place]}"/>')
-    seen[place] = f"picture-{len(seen)}"
-    return drawn.replace(place, place.replace("<image ", f'<image id="{seen[place]}" '))
+    known = repr(side.size).encode() + side.pixels_HWC.tobytes()
+    if known in seen:
+        return evidence_page.fragment(side, f'<use href="#{seen[known]}"/>')
+    seen[known] = f"picture-{len(seen)}"
+    return evidence_page.fragment(side, evidence_page.image_of(side, seen[known]))
 
 
 def _gallery(flips: Sequence[tuple[str, Sequence[Flip]]]) -> Iterator[str]:
-    seen: dict[str, str] = {}
+    seen: dict[bytes, str] = {}
     yield "<h2>What flipped</h2>"
     yield (
         '<p class="soft">The worst of each, the reference at the left. A flip is another status or other '
@@ -231,7 +229,7 @@ def _gallery(flips: Sequence[tuple[str, Sequence[Flip]]]) -> Iterator[str]:
 
 
 def _wrong(groups: Sequence[tuple[str, Sequence[Flip]]]) -> Iterator[str]:
-    seen: dict[str, str] = {}
+    seen: dict[bytes, str] = {}
     yield "<h2>Wrong answers</h2>"
     yield _soft(
         "The worst first. Green: answered; red: judged no match; amber: a reference. Point at a line of the "
@@ -247,8 +245,8 @@ def _soft(text: str) -> str:
     return f'<p class="soft">{text}</p>'
 
 
-def _item(flip: Flip, seen: dict[str, str]) -> str:
-    sides = "".join(_once(evidence_page.fragment(side), side, seen) for side in flip.sides)
+def _item(flip: Flip, seen: dict[bytes, str]) -> str:
+    sides = "".join(_once(side, seen) for side in flip.sides)
     return (
         f'<div class="flip"><h3>“{safe(flip.heading)}”</h3><p class="notes">{safe(flip.told)}</p>'
         f'<div class="sides">{sides}</div></div>'

@@ -76,14 +76,18 @@ def light(candidates: int) -> str:
     return "".join(rules)
 
 
-def fragment(record: Evidence) -> str:
-    """One question: its picture, its thought. Goes into a page with `STYLE`, the marks and `light`."""
+def fragment(record: Evidence, image: str | None = None) -> str:
+    """One question: its picture, its thought. Goes into a page with `STYLE`, the marks and `light`.
+
+    Args:
+        image: SVG drawn below the boxes in place of the record's own picture, for pages that show one twice.
+    """
     told = ((escape(plain(name)), escape(plain(value))) for name, value in record.notes)
     notes = " · ".join(f"<b>{name}</b> {value}" for name, value in told)
     thought = "".join(_line(line) for line in lines(record)) or "<p>There is no trace.</p>"
     return (
         f'<section class="record"><h2>{escape(plain(record.title))}</h2><p class="notes">{notes}</p>'
-        f'<div class="pair"><figure class="picture">{_picture(record)}</figure>'
+        f'<div class="pair"><figure class="picture">{_picture(record, image)}</figure>'
         f'<div class="trace">{thought}</div></div></section>'
     )
 
@@ -104,15 +108,22 @@ def marked(text: str) -> str:
     return "".join(made)
 
 
-def _picture(record: Evidence) -> str:
+def _picture(record: Evidence, image: str | None) -> str:
     width, height = record.size
     label = escape(plain(record.title), quote=True)
-    image = f'<rect width="{width}" height="{height}" fill="none" stroke="gray"/>'
-    if record.pixels_HWC is not None:
-        image = f'<image width="{width}" height="{height}" href="{data_uri(record)}"/>'
+    drawn = image_of(record) if image is None else image
     return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{image}{boxes_of(record)}</svg>'
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{drawn}{boxes_of(record)}</svg>'
     )
+
+
+def image_of(record: Evidence, name: str = "") -> str:
+    """The picture as SVG, with `name` as its id where one is given; an empty frame without pixels."""
+    width, height = record.size
+    if record.pixels_HWC is None:
+        return f'<rect width="{width}" height="{height}" fill="none" stroke="gray"/>'
+    known = f'id="{name}" ' if name else ""
+    return f'<image {known}width="{width}" height="{height}" href="{data_uri(record)}"/>'
 
 
 def boxes_of(record: Evidence) -> str:
