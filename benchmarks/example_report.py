@@ -1,4 +1,4 @@
-"""The example report under docs/: the small model in fp32, int8 and int4, rounded and by GPTQ, side by side.
+"""The example report under docs/: the small model in fp32, int8 and int4: rounded, by GPTQ, tuned.
 
 Run       python -m rexthinker_edge.benchmarks.example_report [--count 1000] [--out docs/example-report]
 What      Bundles are exported from a checkpoint, with the options of `SETTINGS`; all answer the same held-out
@@ -35,6 +35,12 @@ SETTINGS = {
     "int4 rounded": ExportOptions(precision=Precision.INT4, draft_traces=DRAFTS),
     "int4 GPTQ": ExportOptions(
         precision=Precision.INT4, draft_traces=DRAFTS, calibration=CalibrationOptions("workbench:full")
+    ),
+    "int4 tuned": ExportOptions(
+        precision=Precision.INT4,
+        int8_layers=("k_proj", "v_proj"),
+        draft_traces=DRAFTS,
+        calibration=CalibrationOptions("workbench:full", samples=384, tune=300),
     ),
 }
 

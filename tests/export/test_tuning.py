@@ -1,5 +1,7 @@
 """Training the scales: what the loss is, that it pays, what stays as it was, and going on after a stop."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,11 @@ from rexthinker_edge.export import tuning
 from rexthinker_edge.export.calibrate import CalibrationOptions, check_integers, method, take_options
 from rexthinker_edge.export.checkpoint import Checkpoint
 from rexthinker_edge.export.config import read_config
+from rexthinker_edge.export.embeddings import EmbeddingPrecision
 from rexthinker_edge.export.gptq_layers import LayerwiseOptions, Sequence, quantise_decoder
-from rexthinker_edge.export.quantize import IntegerRecipe, Saved, linear_shapes, load_linear
+from rexthinker_edge.export.options import ExportOptions, chosen_recipe, described
+from rexthinker_edge.export.plan import plan_export
+from rexthinker_edge.export.quantize import IntegerRecipe, Precision, Saved, linear_shapes, load_linear
 from rexthinker_edge.export.tuning import TuneOptions, dense, scaled, tune_decoder
 from rexthinker_edge.runtime.errors import OptionError
 from rexthinker_edge.runtime.positions import text_positions
@@ -149,7 +154,31 @@ def test_wide_layers_take_eight_bits(made, tmp_path):
     assert IntegerRecipe(wide=("v_proj",)).bits_of("model.layers.3.self_attn.q_proj") == 4
 
 
-def test_what_cannot_be_is_refused(tmp_path):
+def test_a_bundle_says_what_is_wide_and_how_it_was_tuned(made, tmp_path):
+    """From the options to the words of the manifest and the bytes of the plan."""
+    _, checkpoint, config, *_ = made
+    options = ExportOptions(precision=Precision.INT4, int8_layers=("v_proj", "k_proj"))
+    recipe = chosen_recipe(config, options)
+    assert recipe.wide == ("k_proj", "v_proj")
+    words = described(recipe, "bfloat16", method="GPTQ, scales tuned in 5 steps")["decoder.onnx"]
+    assert words.startswith("int4 (k_proj, v_proj int8) GPTQ, scales tuned in 5 steps, block 32")
+    plans = [
+        plan_export(checkpoint, tmp_path, config, made_so, EmbeddingPrecision.KEPT, 8).bytes
+        for made_so in (recipe, replace(recipe, wide=()))
+    ]
+    # 2 layers, 2 projections of 32 x 64: half a byte more for a weight and for each block's zero point
+    assert plans[0] - plans[1] == 2 * 2 * 32 * (64 // 2 + 1)
+
+
+def test_what_cannot_be_is_refused(made, tmp_path):
+    config = made[2]
+    with pytest.raises(
+        OptionError, match="int8_layers: 'proj', needed some of q_proj, k_proj, v_proj, o_proj"
+    ):
+        chosen_recipe(config, ExportOptions(precision=Precision.INT4, int8_layers=("proj",)))
+    for precision in (Precision.FP32, Precision.INT8):
+        with pytest.raises(OptionError, match=f"'v_proj', of no use with precision {precision.value}, int4"):
+            chosen_recipe(config, ExportOptions(precision=precision, int8_layers=("v_proj",)))
     with pytest.raises(
         OptionError, match=r"tune: 0 steps of 4 samples at a rate of 0\.001; needed 1 or more"
     ):
