@@ -122,17 +122,26 @@ def _hold_one(order: Order, trial: Trial, path: Path) -> Told:
         reference = Reference(order.reference) if order.reference else None
         crew = stack.enter_context(Crew(order, trial.workers)) if trial.workers > 1 else None
         meter = stack.enter_context(Meter(subject.name, len(trial.numbers)))
-        before = _asked(path)
+        before = lines_of(path)
         finished = run(subject, dataset, trial.numbers, path, order.plan, meter, reference, crew)
         beyond = None if crew else subject.device_peak_bytes()
         details = {**subject.details, "workers": trial.workers}
         problems = tuple(finished.problems)
-    now = _peak_bytes(resource.RUSAGE_CHILDREN if trial.workers > 1 else resource.RUSAGE_SELF)
-    peak = _kept_peak(path, now if _asked(path) > before else None)
+    peak = peak_of_run(path, before, trial.workers)
     return Told(subject.name, subject.identity, details, peak, beyond, problems)
 
 
-def _asked(path: Path) -> int:
+def peak_of_run(path: Path, before: int, workers: int) -> int | None:
+    """The most memory of any one process that asked for a run, now or when it was begun; None: unknown.
+
+    Args:
+        before: lines that the run had when this process, or its workers, went on with it.
+    """
+    now = _peak_bytes(resource.RUSAGE_CHILDREN if workers > 1 else resource.RUSAGE_SELF)
+    return _kept_peak(path, now if lines_of(path) > before else None)
+
+
+def lines_of(path: Path) -> int:
     """Lines of a run so far."""
     if not path.is_file():
         return 0

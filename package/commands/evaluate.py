@@ -3,10 +3,12 @@
 Contract  With --json standard output is one JSON object. With --predictions that is HumanRef's tables alone:
           average, domain, subdomain, box_count, rejection; otherwise the whole report. Problems of the data
           go to standard error, and are counted there when there are many.
-Elsewhere the figures: benchmarks/figures.py; asking: benchmarks/runs.py; datasets: calibration/openers.py.
+Elsewhere scoring predictions: scoring.py; the figures: benchmarks/figures.py; asking: benchmarks/runs.py;
+          datasets: calibration/openers.py.
 """
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,8 +117,10 @@ def evaluate(spec: str, images: Path | None, predictions: Path | None, **options
         )
     with open_dataset(spec, images) as dataset:
         if predictions is not None:
+            from rexthinker_edge.commands.scoring import score  # noqa: PLC0415
+
             numbers = chosen_numbers(dataset, options["start"], options["count"])
-            contract, whole = _score(dataset, predictions, options["as_published"], numbers)
+            contract, whole = score(dataset, predictions, options["as_published"], numbers)
         else:
             whole = contract = _ask(dataset, images, subject or "small", options, reports)
     for path in reports:
@@ -170,45 +174,6 @@ def _check_reports(reports: tuple[Path, ...], predictions: Path | None, written:
             )
 
 
-def _score(
-    dataset: "Dataset", path: Path, as_published: bool, numbers: range
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """HumanRef's tables of a prediction file, and the same with intervals, gaps and problems.
-
-    Raises:
-        DataError: the file's predictions are of other items, all of them.
-    """
-    from rexthinker_edge.benchmarks import figures  # noqa: PLC0415
-    from rexthinker_edge.benchmarks.humanref_metric import is_rejection, tabulate  # noqa: PLC0415
-    from rexthinker_edge.benchmarks.predictions import read_predictions, unknown_ids  # noqa: PLC0415
-    from rexthinker_edge.calibration.records import Problem  # noqa: PLC0415
-
-    problems = list[Problem]()
-    predictions = read_predictions(path, problems)
-    records = [record for _, record in dataset.records(problems, numbers)]
-    every = records if len(numbers) == len(dataset) else [r for _, r in dataset.records([])]
-    problems += unknown_ids(path, predictions, every)
-    judged = figures.judge_predictions(records, predictions)
-    contract = figures.tables(tabulate(judged, as_published=as_published))
-    tell_problems(problems)
-    gaps = sum(record.id not in predictions for record in records)
-    if gaps == len(records):
-        raise DataError(
-            f"{path}: no prediction of any of the {gaps:,} records of {dataset.spec}, ids such as "
-            f"{[record.id for record in records[:3]]} are needed as JSON has them. "
-            "Give the file of this dataset."
-        )
-    whole = {"dataset": dataset.spec, "predictions": str(path), "as_published": as_published, **contract}
-    answerable = [r for r in records if not is_rejection(r.domain, len(r.answer_boxes))]
-    return contract, whole | {
-        "records": [numbers.start, numbers.stop],
-        "unpredicted": gaps,
-        "grounding": figures.grounding((predictions.get(r.id, ()), r.answer_boxes) for r in answerable),
-        "intervals": figures.metric_intervals(judged),
-        "problems": list(map(str, problems)),
-    }
-
-
 def _ask(
     dataset: "Dataset", images: Path | None, subject: str, options: dict[str, Any], reports: tuple[Path, ...]
 ) -> dict[str, Any]:
@@ -216,7 +181,7 @@ def _ask(
     from rexthinker_edge.benchmarks.predictions import write_predictions  # noqa: PLC0415
     from rexthinker_edge.runtime.answer import Status  # noqa: PLC0415
 
-    finished, opened = _run(dataset, images, subject, options)
+    finished, opened, peak = _run(dataset, images, subject, options)
     tell_problems(finished.problems)
     if not any(item.status for item in finished.items):
         raise DataError(
@@ -231,7 +196,8 @@ def _ask(
         **report(finished.items, as_published=options["as_published"]),
         "problems": [str(problem) for problem in finished.problems],
     }
-    _draw([path for path in reports if _is_drawn(path)], dataset, finished, opened, options)
+    drawn = [path for path in reports if _is_drawn(path)]
+    _draw(drawn, dataset, finished, opened, peak, options)
     if not options["calibrate_risk"]:
         return told
     from rexthinker_edge.commands.risk_card import store_risk  # noqa: PLC0415
@@ -240,8 +206,9 @@ def _ask(
 
 
 def _draw(
-    reports: list[Path], dataset: "Dataset", finished: "Finished", subject: "Subject", options: dict[str, Any]
-) -> None:
+    reports: list[Path], dataset: "Dataset", finished: "Finished", subject: "Subject", peak: int | None,
+    options: dict[str, Any],
+) -> None:  # fmt: skip
     """Write the reports for people."""
     if not reports:
         return
@@ -252,7 +219,11 @@ def _draw(
 
     numbers = chosen_numbers(dataset, options["start"], options["count"])
     how = {key: options[key] for key in ("boxes", "workers", "threads", "orders", "device")}
-    told = Subjected(subject.name, subject.identity, subject.details, finished.items)
+    given = options["boxes"] == "given"
+    told = Subjected(
+        subject.name, subject.identity, subject.details, finished.items, peak, given,
+        subject.device_peak_bytes(),
+    )  # fmt: skip
     made = alone(told, dataset, Trial(dataset.spec, None, numbers, **how), finished.problems)
     for path in reports:
         write_report(path, made, dataset)
@@ -260,12 +231,13 @@ def _draw(
 
 def _run(
     dataset: "Dataset", images: Path | None, subject: str, options: dict[str, Any]
-) -> "tuple[Finished, Subject]":
-    """Ask what has not been asked yet; the run and who was asked."""
+) -> "tuple[Finished, Subject, int | None]":
+    """Ask what has not been asked yet; the run, who was asked, and the most memory that took."""
     from rexthinker_edge.benchmarks.crew import Crew, Order  # noqa: PLC0415
     from rexthinker_edge.benchmarks.meter import Meter  # noqa: PLC0415
     from rexthinker_edge.benchmarks.runs import Plan, run  # noqa: PLC0415
     from rexthinker_edge.benchmarks.subjects import open_subject  # noqa: PLC0415
+    from rexthinker_edge.benchmarks.trials import lines_of, peak_of_run  # noqa: PLC0415
     from rexthinker_edge.calibration.risk import check_answers  # noqa: PLC0415
     from rexthinker_edge.progress import phase  # noqa: PLC0415
 
@@ -282,11 +254,11 @@ def _run(
         opened = open_subject(subject, threads=threads, device=options["device"])
     path = options["out"] or default_path(opened.name, dataset, json.dumps([opened.identity, vars(plan)]))
     path.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with Meter("asking", len(numbers)) as meter:
-        if options["workers"] == 1:
-            return run(opened, dataset, numbers, path, plan, meter), opened
-        order = Order(
-            subject, dataset.spec, None if images is None else str(images), plan, device=options["device"]
-        )
-        with Crew(order, options["workers"]) as crew:
-            return run(opened, dataset, numbers, path, plan, meter, asker=crew), opened
+    before, place, workers = lines_of(path), None if images is None else str(images), options["workers"]
+    with ExitStack() as stack:
+        meter, crew = stack.enter_context(Meter("asking", len(numbers))), None
+        if workers > 1:
+            order = Order(subject, dataset.spec, place, plan, device=options["device"])
+            crew = stack.enter_context(Crew(order, workers))
+        finished = run(opened, dataset, numbers, path, plan, meter, asker=crew)
+    return finished, opened, peak_of_run(path, before, workers)
