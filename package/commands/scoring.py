@@ -36,8 +36,8 @@ def score(
     tell_problems(problems)
     if not any(record.id in predictions for record in every):
         raise DataError(
-            f"{path}: no prediction of any of the {len(every):,} readable records of {dataset.spec}, ids such "
-            f"as {[record.id for record in every[:3]]} are needed as JSON has them. "
+            f"{path}: no prediction of any of the {len(every):,} readable records of {dataset.spec}, ids "
+            f"such as {[record.id for record in every[:3]]} are needed as JSON has them. "
             "Give the file of this dataset."
         )
     whole = {"dataset": dataset.spec, "predictions": str(path), "as_published": as_published, **contract}
