@@ -50,7 +50,8 @@ def compared(
 ) -> dict[str, Any]:
     """Everything a report tells; the first run is the reference."""
     told = compare(runs)
-    return {**told, "report": SCHEMA, **setting(dataset, trial, problems), "gate": gate.judge(told)}
+    rests_on = setting(dataset, trial, problems, runs[0].items)
+    return {**told, "report": SCHEMA, **rests_on, "gate": gate.judge(told)}
 
 
 def write_report(path: Path, report: dict[str, Any], dataset: Dataset) -> None:

@@ -27,7 +27,7 @@ def alone(subject: Subjected, dataset: Dataset, trial: Trial, problems: Sequence
         "subjects": [told_of(subject)],
         "pairs": [],
         "wrong": [_wrong(item) for item in _worst_first(subject.items)[:WORST]],
-        **setting(dataset, trial, problems),
+        **setting(dataset, trial, problems, subject.items),
     }
 
 

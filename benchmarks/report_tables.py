@@ -130,6 +130,7 @@ def setting_lines(report: Told) -> list[tuple[str, str]]:
     versions = {name: version for name, version in machine["versions"].items() if version}
     return [
         ("data", f"{report['dataset']}, records {first:,} to {last - 1:,}; {count:,} asked"),
+        ("questions", f"SHA-256 {report['questions'][:16]}… over words, boxes and answers"),
         ("asked", how),
         ("problems of the data", f"{len(report['problems'])}"),
         ("processor", f"{machine['processor']}, {machine['usable_cores']} cores{busy}"),

@@ -27,6 +27,7 @@ from rexthinker_edge.benchmarks.gate import Gate
 from rexthinker_edge.benchmarks.report import ENDINGS, check_ending, compared, write_report
 from rexthinker_edge.benchmarks.report_alone import alone
 from rexthinker_edge.benchmarks.report_gallery import gallery
+from rexthinker_edge.benchmarks.report_setting import questions_digest
 from rexthinker_edge.benchmarks.report_svg import Axis, spread_labels, ticks
 from rexthinker_edge.benchmarks.run_file import Item
 from rexthinker_edge.benchmarks.subjects import BundleSubject, verdict_confidences
@@ -206,9 +207,11 @@ def test_the_three_forms_say_the_same(scenes: Listed, tmp_path: Path) -> None:
     assert told["report"] == "rexthinker-edge/report/1"
     assert told["schema"] == "rexthinker-edge/comparison/1"
     assert told == json.loads(json.dumps(report))
+    moved = [replace(one, answers=(BOXES[2],)) if one.number == 3 else one for one in items()]
+    assert told["questions"] == questions_digest(list(reversed(items()))) != questions_digest(moved)
     page, text = ((tmp_path / f"r{ending}").read_text() for ending in (".html", ".md"))
     for both in ("int4: 20.00 % of the answers flipped, 2 % are allowed", "-12.50 (", "dddddddddddddddd",
-                 "McNemar, exact: p = 0.5", "256.0 MiB"):  # fmt: skip
+                 "McNemar, exact: p = 0.5", "256.0 MiB", told["questions"][:16]):  # fmt: skip
         assert both in page, both
         assert both in text, both
 
