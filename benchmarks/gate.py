@@ -2,7 +2,7 @@
 
 Contract  Judged on the measured values, not on their intervals; both stand in the report. A drop is in
           DensityF1 points over answerable items; rejections and everything else show as flips. Nothing
-          compared, or items that only one run has, never passes.
+          compared, or items that only one run has, never passes; nor does a bound of what could not be told.
 Elsewhere the figures: comparison.py; the command: package/commands/compare.py.
 """
 
@@ -39,7 +39,9 @@ class Gate:
         if pair["missing"]:
             found.append(f"{name}: {pair['missing']} items are in one run alone")
         change = pair["difference"]["density_f1_mean"]["value"]
-        if self.max_drop is not None and change is not None and -change > self.max_drop:
+        if self.max_drop is not None and change is None:
+            found.append(f"{name}: DensityF1 could not be compared, no item has an answer that is there")
+        elif self.max_drop is not None and -change > self.max_drop:
             found.append(f"{name}: DensityF1 dropped by {-change:.2f} points, {self.max_drop:g} are allowed")
         flips = pair["flips"]["value"]
         if self.max_flips is not None and flips > self.max_flips:

@@ -74,6 +74,10 @@ def test_the_gate() -> None:
     assert Gate(min_same_top=0.9).judge(compare(sides(ITEMS)))["failures"] == [
         "other: tokens could not be compared, 90 % are needed"
     ]
+    absent = [Subjected(name, {}, {}, ITEMS[8:]) for name in ("ref", "other")]
+    assert Gate(max_drop=50).judge(compare(absent))["failures"] == [
+        "other: DensityF1 could not be compared, no item has an answer that is there"
+    ]
     assert not Gate().judge(compare(sides([])))["passed"]
     assert Gate().judge(compare(sides(ITEMS[:7])))["failures"] == ["other: 3 items are in one run alone"]
 
