@@ -1,0 +1,31 @@
+"""Mixed against one after the other: both are what `refer` gives, and a difference is seen."""
+
+import json
+
+import pytest
+
+from rexthinker_edge.benchmarks import together
+from rexthinker_edge.benchmarks.bench_questions import questions
+from rexthinker_edge.benchmarks.speed import same_answer
+from rexthinker_edge.runtime.thinker import load
+
+
+def test_both_ways_answer_every_expression():
+    thinker, (question,) = load(threads=1), questions(1, together.SIZE)
+    for count in (1, 3):
+        results, ms = together.answered(thinker, question, count)
+        assert [result.expression for result in results] == list(question.expressions)
+        assert ms > 0
+
+
+@pytest.mark.parametrize("honest", [True, False])
+def test_a_difference_is_the_exit_code(monkeypatch, capsys, honest):
+    monkeypatch.setattr("sys.argv", ["together", "--count", "1", "--together", "4"])
+    if not honest:
+        seen = iter([False])
+        monkeypatch.setattr(together, "same_answer", lambda *pair: next(seen, same_answer(*pair)))
+    assert together.main() == (0 if honest else 1)
+    told = json.loads(capsys.readouterr().out)
+    assert told["identical"] == told["answers"] - (not honest) == 8 - (not honest)
+    assert told["one_by_one_ms"] > 0
+    assert told["mixed_ms"] > 0
