@@ -2,8 +2,6 @@
 
 import json
 
-import pytest
-
 from rexthinker_edge.benchmarks import together
 from rexthinker_edge.benchmarks.bench_questions import questions
 from rexthinker_edge.benchmarks.speed import same_answer
@@ -18,14 +16,12 @@ def test_both_ways_answer_every_expression():
         assert ms > 0
 
 
-@pytest.mark.parametrize("honest", [True, False])
-def test_a_difference_is_the_exit_code(monkeypatch, capsys, honest):
+def test_a_difference_is_the_exit_code(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["together", "--count", "1", "--together", "4"])
-    if not honest:
-        seen = iter([False])
-        monkeypatch.setattr(together, "same_answer", lambda *pair: next(seen, same_answer(*pair)))
-    assert together.main() == (0 if honest else 1)
+    seen = iter([False])
+    monkeypatch.setattr(together, "same_answer", lambda *pair: next(seen, same_answer(*pair)))
+    assert together.main() == 1
     told = json.loads(capsys.readouterr().out)
-    assert told["identical"] == told["answers"] - (not honest) == 8 - (not honest)
+    assert (told["identical"], told["answers"]) == (7, 8)
     assert told["one_by_one_ms"] > 0
     assert told["mixed_ms"] > 0

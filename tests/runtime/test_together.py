@@ -144,8 +144,10 @@ class Guesses:
         self.told += tokens
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_drafts_change_no_token(decoder, seed):
+@pytest.mark.parametrize(("seed", "useless"), [(0, 1.0), (1, 0.25), (2, 0.0), (3, 0.0)])
+def test_drafts_change_no_token(decoder, monkeypatch, seed, useless):
+    """Whatever is drafted, and however often rows that did not hold are taken out."""
+    monkeypatch.setattr(together, "USELESS", useless)
     limits = Limits(frozenset([an_end(decoder)]), 20)
     expected = [alone(decoder, question, limits) for question in QUESTIONS[:5]]
     drafts = [Guesses(ids, [seed, i]) for i, (ids, _) in enumerate(expected)]
