@@ -40,7 +40,7 @@ SETTINGS = {
         precision=Precision.INT4,
         int8_layers=("k_proj", "v_proj"),
         draft_traces=DRAFTS,
-        calibration=CalibrationOptions("workbench:full", samples=384, tune=300),
+        calibration=CalibrationOptions("workbench:full", tune=300),
     ),
 }
 

@@ -6,16 +6,16 @@ Elsewhere choosing: calibration/sources.py; rounding: gptq_layers.py; tuning: tu
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import onnxruntime as ort
 
 from rexthinker_edge.calibration.gptq import ActOrder, GptqOptions
 from rexthinker_edge.calibration.samples import Reader, Sample
-from rexthinker_edge.calibration.sources import choose_calibration
+from rexthinker_edge.calibration.sources import Situation, choose_calibration
 from rexthinker_edge.export import gptq_layers
 from rexthinker_edge.export.checkpoint import Checkpoint
 from rexthinker_edge.export.config import TextConfig
@@ -41,6 +41,7 @@ class CalibrationOptions:
         symmetric, damping, act_order: see GptqOptions.
         correct: aim at the original model's outputs, see gptq_layers; twice the work.
         tune: steps of training the scales afterwards, see tuning; 0 leaves them as GPTQ chose them.
+        tune_samples: how many that is done on, GPTQ's the first of them; 0: as many as the steps can take.
         answer_weight: how much a token of the assistant's turn counts, against 1 for one of the prompt.
         device: torch's, "cpu" or "cuda".
     """
@@ -53,6 +54,7 @@ class CalibrationOptions:
     act_order: ActOrder = ActOrder.STATIC
     correct: bool = True
     tune: int = 0
+    tune_samples: int = 0
     answer_weight: float = 1.0
     device: str = "cpu"
 
@@ -63,9 +65,19 @@ class CalibrationOptions:
                 f"calibration: {self.samples} samples, answers counted {self.answer_weight} times; needed "
                 "1 or more, and above 0. Leave them out for 128 and 1."
             )
-        if self.tune < 0:
-            raise OptionError(f"tune: {self.tune} steps, needed 0 or more. Leave it out for none.")
+        if self.tune < 0 or self.tune_samples < 0:
+            raise OptionError(
+                f"tune: {self.tune} steps on {self.tune_samples} samples, needed 0 or more. Leave them out: "
+                "no steps, and a new sample each time."
+            )
         GptqOptions(damping=self.damping, act_order=ActOrder(self.act_order))
+
+    @property
+    def items(self) -> int:
+        """Samples to choose, for GPTQ and for tuning together."""
+        if not self.tune:
+            return self.samples
+        return max(self.samples, self.tune_samples or TuneOptions.batch * self.tune)
 
 
 def take_options(chosen: dict[str, Any]) -> CalibrationOptions | None:
@@ -74,14 +86,16 @@ def take_options(chosen: dict[str, Any]) -> CalibrationOptions | None:
     seed, order = chosen.pop("calibration_seed"), ActOrder(chosen.pop("act_order"))
     symmetric, damping = chosen.pop("symmetric"), chosen.pop("damping")
     correct, device = not chosen.pop("no_correction"), chosen.pop("calibration_device")
-    tune = chosen.pop("tune")
+    tune, tune_samples = chosen.pop("tune"), chosen.pop("tune_samples")
     if source is None:
         if tune:
             raise OptionError(
                 f"tune: {tune} steps, but no data to tune on, they are needed. Give --calibration."
             )
         return None
-    return CalibrationOptions(source, count, seed, symmetric, damping, order, correct, tune, device=device)
+    return CalibrationOptions(
+        source, count, seed, symmetric, damping, order, correct, tune, tune_samples, device=device
+    )
 
 
 def check_integers(
@@ -129,7 +143,7 @@ def method(layout: PackedFormat | None, given: CalibrationOptions | None) -> str
     if given is None:
         return "round-to-nearest"
     corrected = ", corrected for drift" if given.correct else ""
-    tuned = f", scales tuned in {given.tune} steps" if given.tune else ""
+    tuned = f", scales tuned in {given.tune} steps on {given.items}" if given.tune else ""
     how = f"act-order {given.act_order.value}{corrected}{tuned}"
     return f"GPTQ on {given.samples} samples of {given.source}, {how}"
 
@@ -149,20 +163,45 @@ def calibrate(
     Returns:
         The integers, and the manifest's card about the choice.
     """
-    choice = choose_calibration(options.source, options.samples, options.seed)
+    choice = choose_calibration(options.source, options.items, options.seed)
     limits = PixelLimits(prompt.min_pixels, prompt.max_pixels)
     reader = Reader(TextTokenizer(tokenizer), limits, prompt.system, prompt.wording, max_tokens)
-    samples = [reader.sample(situation) for situation in choice.situations]
+    # Pictures are read again for every use: their patches would not fit in memory.
+    told = [replace(reader.sample(situation), vision=None) for situation in choice.situations]
+    samples = _Read(reader, choice.situations, [len(sample.ids) for sample in told])
     tower = VisionTower(*vision, _one_session())
     found = round_decoder(checkpoint, config, samples, tower, recipe, options, scratch)
     card = CalibrationCard(
-        choice.source, len(samples), choice.seed,
-        ids=tuple(sample.id for sample in samples), sha256=choice.sha256(),
-        tokens=sum(len(sample.ids) for sample in samples),
-        traces=sum(sample.answer_start < len(sample.ids) for sample in samples),
+        choice.source, len(told), choice.seed,
+        ids=tuple(sample.id for sample in told), sha256=choice.sha256(),
+        tokens=sum(samples.lengths),
+        traces=sum(sample.answer_start < len(sample.ids) for sample in told),
         domains=choice.domains(), left_out=sum(not problem.kept for problem in choice.problems),
     )  # fmt: skip
     return Saved(checkpoint, found), card
+
+
+@dataclass(frozen=True)
+class _Read(Sequence[Sample]):
+    """Samples that are made each time they are asked for."""
+
+    reader: Reader
+    situations: Sequence[Situation]
+    lengths: list[int]
+
+    def __len__(self) -> int:
+        return len(self.situations)
+
+    @overload
+    def __getitem__(self, which: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, which: slice) -> "_Read": ...
+
+    def __getitem__(self, which: int | slice) -> "Sample | _Read":
+        if isinstance(which, slice):
+            return _Read(self.reader, self.situations[which], self.lengths[which])
+        return self.reader.sample(self.situations[which])
 
 
 def round_decoder(
@@ -170,14 +209,19 @@ def round_decoder(
     recipe: IntegerRecipe, options: CalibrationOptions, scratch: Path,
     report: gptq_layers.Report | None = None,
 ) -> Path:  # fmt: skip
-    """Quantise the decoder on these samples, into `scratch`; the directory with what is to be used."""
+    """Quantise the decoder on the first `options.samples` of these, into `scratch`, and tune it on all.
+
+    Returns:
+        The directory with what is to be used.
+    """
     rounding = GptqOptions(
         recipe.bits, recipe.block, options.symmetric, options.damping, ActOrder(options.act_order)
     )
     walk = LayerwiseOptions(rounding, recipe.head_bits, options.correct, options.device, recipe.wide)
-    lengths = [len(sample.ids) for sample in samples]
-    sequences = embedded(checkpoint, config, samples, tower, options.answer_weight)
-    quantise_decoder(checkpoint, config, sequences, lengths, walk, scratch, report)
+    lengths = samples.lengths if isinstance(samples, _Read) else [len(sample.ids) for sample in samples]
+    first = slice(options.samples)
+    sequences = embedded(checkpoint, config, samples[first], tower, options.answer_weight)
+    quantise_decoder(checkpoint, config, sequences, lengths[first], walk, scratch, report)
     if options.tune:
         again = embedded(checkpoint, config, samples, tower)
         steps = TuneOptions(options.tune, seed=options.seed, device=options.device)

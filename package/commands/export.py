@@ -106,6 +106,13 @@ from rexthinker_edge.commands.engines import check_engines, export_engines, is_b
     show_default=True,
     help="Steps of training the scales of all layers together, after GPTQ.",
 )
+@click.option(
+    "--tune-samples",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default="four a step",
+    help="How many samples that is done on.",
+)
 @click.option("--calibration-device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option(
     "--draft-traces", metavar="DATA", help="Learn what traces usually say from workbench or humanref-cot:DIR."

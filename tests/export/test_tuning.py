@@ -183,13 +183,16 @@ def test_what_cannot_be_is_refused(made, tmp_path):
         OptionError, match=r"tune: 0 steps of 4 samples at a rate of 0\.001; needed 1 or more"
     ):
         TuneOptions(0)
-    with pytest.raises(OptionError, match="tune: -1 steps, needed 0 or more"):
+    with pytest.raises(OptionError, match="tune: -1 steps on 0 samples, needed 0 or more"):
         CalibrationOptions("workbench:easy", tune=-1)
     chosen = {"calibration": None, "samples": 1, "calibration_seed": 0, "act_order": "static"}
     chosen |= {"symmetric": False, "damping": 0.01, "no_correction": False, "calibration_device": "cpu"}
     with pytest.raises(OptionError, match="tune: 5 steps, but no data to tune on"):
-        take_options(chosen | {"tune": 5})
+        take_options(chosen | {"tune": 5, "tune_samples": 0})
     given = CalibrationOptions("workbench:easy", tune=5)
-    assert method(None, given).endswith("act-order static, corrected for drift, scales tuned in 5 steps")
+    assert method(None, given).endswith(
+        "act-order static, corrected for drift, scales tuned in 5 steps on 128"
+    )
+    assert [replace(given, samples=8, tune_samples=n).items for n in (0, 12)] == [20, 12]
     with pytest.raises(OptionError, match="packed_dir: v_proj in 8 bits, one width for all layers"):
         check_integers(None, IntegerRecipe(wide=("v_proj",)), given, tmp_path / "packed")
