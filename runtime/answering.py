@@ -30,7 +30,7 @@ from rexthinker_edge.runtime.prefix_tree import PrefixTree
 from rexthinker_edge.runtime.prompt_path import PromptPath
 from rexthinker_edge.runtime.result import CandidatesEvent, Event, Milliseconds, Result, ResultEvent, Tokens
 from rexthinker_edge.runtime.sight import Sight, Telling, told
-from rexthinker_edge.runtime.together import TOGETHER, Question, Written, answer_together
+from rexthinker_edge.runtime.together import EVERY_TOKEN, TOGETHER, Question, Written, answer_together
 
 
 class Answerer:
@@ -83,13 +83,15 @@ class Answerer:
     def together(self, asked: Sequence[Asked], limits: Limits) -> list[Result]:
         """A result each, `TOGETHER` at a time: in one cache where the graph branches and that is quicker."""
         results: list[Result] = []
-        pace, prompt = self._language.pace, self._prompt
+        pace, prompt, drafting = self._language.pace, self._prompt, self._language.drafting
+        # What is mixed and then read again whole is seldom sooner there than drafts alone (docs/scenes.md).
+        likelier = self._language.near_tie != EVERY_TOKEN or drafting is None or not drafting.on
         if not self._language.decoder.geometry.branches:
             prompt = None  # nothing to mix behind
         with self.alone():
             for start in range(0, len(asked), TOGETHER):
                 group, begun = asked[start : start + TOGETHER], time.thread_time()
-                if prompt is not None and len(group) > 1 and pace.mixes(len(group)):
+                if prompt is not None and len(group) > 1 and pace.mixes(len(group), likelier):
                     count, made = len(group), self._group(group, limits, prompt)
                 else:
                     count, made = 1, [self._one(one, limits) for one in group]

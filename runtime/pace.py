@@ -1,10 +1,10 @@
 """Which way several expressions are answered sooner: mixed in one cache, or one after the other.
 
 Layout    Milliseconds a token, by how many answers a cache held: 1 is one after the other.
-Contract  Both ways give the same answers, so this is a matter of time alone. Each is tried `TRIED` times,
-          mixed first; then what was quicker is taken, and every `AGAIN`-th time the other one, for drafts get
-          better and machines change. What disturbs a machine makes an answer later and never sooner, so the
-          least of the last few counts; time is the calling thread's own, as in draft_cost.py.
+Contract  Both ways give the same answers, so this is a matter of time alone. Each is tried `TRIED` times, the
+          likelier one first; then what was quicker is taken, and every `AGAIN`-th time the other one, for
+          drafts get better and machines change. What disturbs a machine makes an answer later and never
+          sooner, so the least of the last few counts; time is the calling thread's own, as in draft_cost.py.
 Elsewhere mixing: together.py; who asks: answering.py; what was measured: docs/scenes.md.
 """
 
@@ -22,11 +22,17 @@ class Pace:
         self._seen: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
         self._asked = 0
 
-    def mixes(self, count: int) -> bool:
-        """Whether `count` expressions, 2 at least, shall be mixed this time."""
+    def mixes(self, count: int, likelier: bool = True) -> bool:
+        """Whether `count` expressions, 2 at least, shall be mixed this time.
+
+        Args:
+            likelier: whether mixing is, as long as nothing was seen.
+        """
         mixed, single = self._seen[count], self._seen[1]
         if min(len(mixed), len(single)) < TRIED:
-            return len(mixed) < TRIED and len(mixed) <= len(single)
+            return len(mixed) < TRIED and (
+                len(mixed) < len(single) or (likelier and len(mixed) == len(single))
+            )
         self._asked += 1
         return (min(mixed) < min(single)) != (self._asked % AGAIN == 0)
 

@@ -21,6 +21,15 @@ def test_both_ways_are_tried_and_the_quicker_is_taken() -> None:
     assert choices(2.0, 1.0, 4 + AGAIN) == [True, False, True, False, *(not c for c in later)]
 
 
+def test_what_is_likelier_comes_first() -> None:
+    """As long as nothing is known: single, mixed, single, mixed, then what was quicker."""
+    pace, chosen = Pace(), []
+    for _ in range(6):
+        chosen.append(pace.mixes(4, likelier=False))
+        pace.learn(4 if chosen[-1] else 1, 10, 10.0 if chosen[-1] else 20.0)
+    assert chosen == [False, True, False, True, True, True]
+
+
 def test_a_late_first_answer_is_forgotten() -> None:
     """The first one pays for measuring what passes cost."""
     assert choices(1.0, 2.0, 8, first_ms=50.0)[4:] == [True] * 4
