@@ -97,7 +97,7 @@ def _workbench(count: int) -> Iterator[str]:
 def _humanref_cot(folder: Path, count: int) -> Iterator[str]:
     """Thoughts drawn evenly over both pairs; the answer behind them is not the table's to know."""
     with HumanRefCot(folder) as dataset:
-        drawn = range(0, len(dataset), max(1, len(dataset) // count))
+        drawn = range(0, len(dataset), max(1, len(dataset) // count))[:count]
         for _, record in dataset.records([], drawn):  # an unreadable record teaches nothing
             if record.trace:
                 yield f"<think>{record.trace.removeprefix('<think>')}\n</think><answer>"
