@@ -124,10 +124,13 @@ class FakeCache:
 class FakeDecoder:
     """Says what its script says to a prompt; checks that every pass sees the right positions."""
 
+    rows_alike = False  # as a decoder without our own operators
+
     def __init__(
         self, tokenizer: TextTokenizer, geometry: DecoderGeometry, script: Callable[[str], str]
     ) -> None:
         self.tokenizer, self.geometry, self.script = tokenizer, geometry, script
+        self.rows_alike = False
         self.start, self.end = (tokenizer.special_id(name) for name in ("<|im_start|>", "<|im_end|>"))
         self.read = 0  # tokens of prompts, over all passes that choose nothing but a first token
         self.answer: list[int] = []
