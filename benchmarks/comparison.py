@@ -21,7 +21,7 @@ from rexthinker_edge.benchmarks.distributions import (
     coverage,
     reliability,
     tokens_per_pass,
-    verdict_pairs,
+    verdict_groups,
 )
 from rexthinker_edge.benchmarks.figures import group, is_right, judged_item, report
 from rexthinker_edge.benchmarks.humanref_metric import KEYS
@@ -119,7 +119,10 @@ def told_of(subject: Subjected) -> dict[str, Any]:
         "unasked": whole["unasked"],
         **{key: whole[key] for key in COPIED},
         "tokens_per_pass": tokens_per_pass(subject.items),
-        "reliability": {"verdicts": reliability(verdict_pairs(subject.items)), "answers": reliability(sure)},
+        "reliability": {
+            "verdicts": reliability(verdict_groups(subject.items)),
+            "answers": reliability([pair] for pair in sure),
+        },
         "coverage": coverage(sure),
         "ms": whole["ms"],
         "tokens_per_second": 1000 * generated / spent if spent else None,

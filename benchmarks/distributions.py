@@ -1,7 +1,7 @@
 """What averages hide: how sure answers were and how often rightly, tokens won per pass, error by coverage.
 
-Layout    `reliability` and `coverage` take (confidence, right) pairs; `verdict_pairs` and `answer_pairs` make
-          them of a run's items. All shares are fractions.
+Layout    `coverage` takes (confidence, right) pairs, `reliability` groups of them, one an item;
+          `answer_pairs` and `verdict_groups` make them of a run's items. All shares are fractions.
 Contract  A verdict counts where it is ✅ or ❌, its confidence is told and the truth is a set of candidates;
           an answer where it is found or absent. Nothing told gives counts of 0, never a figure.
 Elsewhere where confidence comes from: runtime/; the other figures: figures.py; drawn: report_charts.py.
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from rexthinker_edge.benchmarks.figures import ANSWERED, is_right
-from rexthinker_edge.benchmarks.intervals import share
+from rexthinker_edge.benchmarks.intervals import ratio
 from rexthinker_edge.benchmarks.run_file import Item
 from rexthinker_edge.runtime.trace import Verdict
 
@@ -24,17 +24,21 @@ PASS_BINS = (1, 2, 3, 4, 5, 7, 9, 13, 17, 25, 33)  # tokens a pass: where each b
 Pairs = Sequence[tuple[float, bool]]
 
 
-def verdict_pairs(items: Iterable[Item]) -> list[tuple[float, bool]]:
-    """(confidence, right) of every verdict that has both."""
-    pairs = []
+def verdict_groups(items: Iterable[Item]) -> list[Pairs]:
+    """(confidence, right) of every verdict that has both, item by item."""
+    groups = list[Pairs]()
     for item in items:
-        if item.truth is None:
-            continue
         told = zip(item.verdicts, item.verdict_confidences, strict=False)
-        for index, (verdict, confidence) in enumerate(told):
-            if confidence is not None and verdict in (Verdict.MATCH, Verdict.NO_MATCH):
-                pairs.append((confidence, (verdict == Verdict.MATCH) == (index in item.truth)))
-    return pairs
+        groups.append(
+            [
+                (confidence, (verdict == Verdict.MATCH) == (index in item.truth))
+                for index, (verdict, confidence) in enumerate(told)
+                if item.truth is not None
+                and confidence is not None
+                and verdict in (Verdict.MATCH, Verdict.NO_MATCH)
+            ]
+        )
+    return groups
 
 
 def answer_pairs(items: Iterable[Item]) -> list[tuple[float, bool]]:
@@ -47,32 +51,33 @@ def answer_pairs(items: Iterable[Item]) -> list[tuple[float, bool]]:
     return pairs
 
 
-def reliability(pairs: Pairs) -> dict[str, Any]:
+def reliability(groups: Iterable[Pairs]) -> dict[str, Any]:
     """Confidence against truth in `BINS` bins of equal width.
+
+    Args:
+        groups: (confidence, right) pairs, item by item: those of one item are no independent draws.
 
     Returns:
         count; error: the expected calibration error, mean |confidence - share right| over pairs; bins that
-        hold any: low, high, count, confidence (mean) and right (a share with its interval).
+        hold any: low, high, count, confidence (mean) and right (a share with its interval over items).
     """
-    if not pairs:
-        return {"count": 0, "error": None, "bins": []}
-    filled: dict[int, list[tuple[float, bool]]] = {}
-    for confidence, right in pairs:
-        filled.setdefault(min(int(confidence * BINS), BINS - 1), []).append((confidence, right))
+    filled: dict[int, list[Pairs]] = {}
+    for group in groups:
+        inside: dict[int, list[tuple[float, bool]]] = {}
+        for pair in group:
+            inside.setdefault(min(int(pair[0] * BINS), BINS - 1), []).append(pair)
+        for place, pairs in inside.items():
+            filled.setdefault(place, []).append(pairs)
+    total = sum(len(pairs) for held in filled.values() for pairs in held)
     bins, error = [], 0.0
-    for place, inside in sorted(filled.items()):
-        mean, flags = float(np.mean([c for c, _ in inside])), [right for _, right in inside]
-        error += len(inside) * abs(mean - float(np.mean(flags))) / len(pairs)
-        bins.append(
-            {
-                "low": place / BINS,
-                "high": (place + 1) / BINS,
-                "count": len(inside),
-                "confidence": mean,
-                "right": share(flags),
-            }
-        )
-    return {"count": len(pairs), "error": error, "bins": bins}
+    for place, held in sorted(filled.items()):
+        confidence = float(np.mean([c for pairs in held for c, _ in pairs]))
+        right = ratio([sum(r for _, r in pairs) for pairs in held], [len(pairs) for pairs in held])
+        count = sum(map(len, held))
+        error += count * abs(confidence - float(right["value"] or 0.0)) / total
+        low, high = place / BINS, (place + 1) / BINS
+        bins.append({"low": low, "high": high, "count": count, "confidence": confidence, "right": right})
+    return {"count": total, "error": error if total else None, "bins": bins}
 
 
 def coverage(pairs: Pairs) -> list[dict[str, float]]:

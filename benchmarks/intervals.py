@@ -54,6 +54,27 @@ def mean(values: Sequence[float]) -> Figure:
     return {"value": float(np.mean(values)), "low": float(low), "high": float(high), "count": len(values)}
 
 
+def ratio(hits: Sequence[int], counts: Sequence[int]) -> Figure:
+    """A share of things that come several to an item, with its interval over items.
+
+    Args:
+        hits, counts: of each item, how many of its things; 1 or more in `counts` altogether.
+
+    Returns:
+        count: of the things.
+    """
+    whole = np.array([hits, counts], np.float64)
+    rng, items, drawn = np.random.default_rng(SEED), whole.shape[1], []
+    for _ in range(0, RESAMPLES, _BATCH):
+        times = rng.multinomial(items, np.full(items, 1 / items), size=_BATCH)
+        drawn.append(times @ whole.T)
+    sums = np.concatenate(drawn)
+    sums = sums[sums[:, 1] > 0]  # a resample may hold none of them
+    low, high = np.percentile(sums[:, 0] / sums[:, 1], [2.5, 97.5])
+    value = float(whole[0].sum() / whole[1].sum())
+    return {"value": value, "low": float(low), "high": float(high), "count": int(whole[1].sum())}
+
+
 def mcnemar(only_first: int, only_second: int) -> float:
     """Two-sided exact p of as many items right in one of two alone, were both equally often right."""
     n, k = only_first + only_second, min(only_first, only_second)

@@ -188,8 +188,7 @@ def _confidence(report: dict[str, Any]) -> Iterator[str]:
     for of, told in (
         (
             "verdicts",
-            "Each ✅ and ❌ of the thoughts, by the probability the model gave it; intervals take "
-            "the verdicts of one thought for independent.",
+            "Each ✅ and ❌ of the thoughts, by the probability the model gave it.",
         ),
         ("answers", "Whole answers, found or absent, against being exactly right."),
     ):

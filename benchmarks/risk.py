@@ -22,7 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from rexthinker_edge.benchmarks.distributions import Pairs, answer_pairs, coverage, reliability, verdict_pairs
+from rexthinker_edge.benchmarks.distributions import (
+    Pairs,
+    answer_pairs,
+    coverage,
+    reliability,
+    verdict_groups,
+)
 from rexthinker_edge.benchmarks.run_file import read_run
 from rexthinker_edge.calibration.risk import DELTA, counts, make_card
 from rexthinker_edge.runtime.risk import RiskCard
@@ -110,18 +116,21 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=SPLITS)
     arguments = parser.parse_args()
     items = [item for path in arguments.runs for item in read_run(path)[1]]
-    print(json.dumps(report(answer_pairs(items), verdict_pairs(items), len(items), arguments.splits)))
+    print(json.dumps(report(answer_pairs(items), verdict_groups(items), len(items), arguments.splits)))
 
 
-def report(answers: Pairs, verdicts: Pairs, items: int, splits: int = SPLITS) -> dict[str, Any]:
-    """Every figure, as plain values."""
+def report(answers: Pairs, verdicts: Sequence[Pairs], items: int, splits: int = SPLITS) -> dict[str, Any]:
+    """Every figure, as plain values; verdicts item by item."""
     return {
         "schema": SCHEMA,
         "items": items,
         "answers": len(answers),
         "right": float(np.mean([right for _, right in answers])) if answers else None,
         "delta": DELTA,
-        "reliability": {"answers": reliability(answers), "verdicts": reliability(verdicts)},
+        "reliability": {
+            "answers": reliability([pair] for pair in answers),
+            "verdicts": reliability(verdicts),
+        },
         "coverage": coverage(answers),
         "risks": check(answers, splits=splits),
         "marginal": check_marginal(answers, splits=splits),

@@ -21,9 +21,10 @@ from rexthinker_edge.benchmarks.distributions import (
     coverage,
     reliability,
     tokens_per_pass,
-    verdict_pairs,
+    verdict_groups,
 )
 from rexthinker_edge.benchmarks.gate import Gate
+from rexthinker_edge.benchmarks.intervals import ratio, share
 from rexthinker_edge.benchmarks.report import ENDINGS, check_ending, compared, write_report
 from rexthinker_edge.benchmarks.report_alone import alone
 from rexthinker_edge.benchmarks.report_gallery import gallery
@@ -270,24 +271,36 @@ def test_refused_files(scenes: Listed, tmp_path: Path) -> None:
 
 
 def test_reliability_by_hand() -> None:
-    told = reliability([(0.95, True), (0.95, False), (0.12, False), (1.0, True)])
+    told = reliability([[(0.95, True), (0.95, False), (0.12, False)], [], [(1.0, True)]])
     assert [(b["low"], b["count"], b["right"]["value"]) for b in told["bins"]] == [
         (0.1, 1, 0.0),
         (0.9, 3, 2 / 3),
     ]
     # one at 0.12 off by 0.12, three at 0.9667 on average of which two thirds are right
     assert told["error"] == pytest.approx((0.12 + 3 * (2.9 / 3 - 2 / 3)) / 4)
-    assert reliability([]) == {"count": 0, "error": None, "bins": []}
+    assert told["bins"][1]["right"]["low"] == 0.5  # items are drawn again, not verdicts: the first has both
+    assert reliability([[]]) == {"count": 0, "error": None, "bins": []}
+
+
+def test_a_ratio_over_items() -> None:
+    rng = np.random.default_rng(3)
+    flags = rng.random(60) < 0.7
+    assert ratio(flags.astype(int).tolist(), [1] * 60) == share(flags.tolist())  # one to an item: a share
+    alike, mixed = ratio([0, 8] * 30, [8] * 60), ratio([4] * 60, [8] * 60)
+    assert alike["value"] == mixed["value"] == 0.5
+    assert mixed["low"] == mixed["high"] == 0.5  # every item is half right
+    assert alike["high"] - alike["low"] == pytest.approx(2 * 1.96 * 0.5 / 60**0.5, rel=0.15)
+    assert ratio([0, 1], [0, 1])["value"] == 1
 
 
 def test_pairs_of_confidence_and_truth() -> None:
     known = replace(item(0), confidence=0.7, verdict_confidences=(0.9, 0.8, None))
     wrong = replace(known, verdicts=("no_match", "match", "unknown"), indices=(1,))
-    assert verdict_pairs([known, wrong]) == [(0.9, True), (0.8, True), (0.9, False), (0.8, False)]
+    assert verdict_groups([known, wrong]) == [[(0.9, True), (0.8, True)], [(0.9, False), (0.8, False)]]
     assert answer_pairs([known, wrong, item(1)]) == [(0.7, True), (0.7, False)]
     assert answer_pairs([replace(known, status="malformed"), replace(known, truth=None)]) == []
     reference = replace(known, verdicts=("reference", "match", "unknown"))
-    assert verdict_pairs([reference, replace(known, truth=None)]) == [(0.8, False)]
+    assert verdict_groups([reference, replace(known, truth=None)]) == [[(0.8, False)], []]
     absent = replace(item(2, ()), confidence=0.6, verdict_confidences=(0.5, None, None))
     assert answer_pairs([absent]) == [(0.6, True)]
     told = {"candidates": [0, 1], "verdicts": [{"candidate": 1, "verdict": "match", "confidence": 0.5}]}

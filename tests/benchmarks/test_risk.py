@@ -54,7 +54,8 @@ def test_conformal_threshold():
 
 
 def test_the_report(tmp_path, monkeypatch, capsys):
-    told = report(made(200), made(300, 1), 210, splits=3)
+    told = report(made(200), [made(30, seed) for seed in range(10)], 210, splits=3)
+    assert told["reliability"]["verdicts"]["count"] == 300
     assert (told["schema"], told["items"], told["answers"]) == ("rexthinker-edge/risk-check/1", 210, 200)
     assert told["coverage"][-1]["coverage"] == 1.0
     assert told["coverage"][-1]["error"] == pytest.approx(1 - told["right"])
