@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from rexthinker_edge.benchmarks.work import Work
 from rexthinker_edge.kernels.int8_linear import lower_int8_linear
 from rexthinker_edge.kernels.matmul_nbits import lower_matmul_nbits
-from rexthinker_edge.kernels.native_products import product_domain
+from rexthinker_edge.kernels.native_operators import product_domain
 from rexthinker_edge.runtime.opening import session_options
 from rexthinker_edge.runtime.rates import dense_graph
 from rexthinker_edge.runtime.tiny_onnx import TinyGraph

@@ -51,7 +51,7 @@ def grouped_query_attention(
 
 def lower_grouped_query_attention(
     graph: Builder, query: str, key: str, value: str, cache: tuple[str, str, str, str],
-    last_index: str, total_length: str, bias: str, heads: int, kv_heads: int,
+    last_index: str, total_length: str, bias: str, heads: int, kv_heads: int, domain: str = CONTRIB,
 ) -> str:  # fmt: skip
     """The definition as GroupQueryAttention, rotation left to MRotaryEmbedding.
 
@@ -61,6 +61,7 @@ def lower_grouped_query_attention(
         last_index: (B,) int32, index of the last valid row after this pass.
         total_length: () int32, rows valid after this pass.
         bias: (1, 1, S, total_length) float32, or "" for none.
+        domain: whose operator: ONNX Runtime's, or ours (native_operators.py).
     """
     past_key, past_value, present_key, present_value = cache
     unused = ["", "", "", bias] if bias else []  # rotary tables and position ids: rotation is done before
@@ -68,6 +69,6 @@ def lower_grouped_query_attention(
         "GroupQueryAttention",
         [query, key, value, past_key, past_value, last_index, total_length, *unused],
         ["*", present_key, present_value],
-        CONTRIB, num_heads=heads, kv_num_heads=kv_heads,
+        domain, num_heads=heads, kv_num_heads=kv_heads,
     )  # fmt: skip
     return out

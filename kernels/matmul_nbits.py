@@ -105,7 +105,7 @@ def lower_matmul_nbits(
         tensors: names of packed codes, scales and packed zero points.
         shape: (out, in).
         accuracy_level: 0 multiplies in float32; 4 rounds x to 8 bits a block first, which is faster.
-        domain: whose operator: ONNX Runtime's, or ours (native_products.py).
+        domain: whose operator: ONNX Runtime's, or ours (native_operators.py).
     """
     rows, columns = shape
     inputs = [x, *tensors] if bias is None else [x, *tensors, "", bias]

@@ -127,7 +127,7 @@ class CudaDecoder(Decoder):
             placement: where the buffers lie; anything but CUDA is for tests, in the host's memory.
         """
         assert prefill_chunk > 0, prefill_chunk
-        self.geometry, self.embeddings = geometry, embeddings
+        self.geometry, self.embeddings, self.rows_alike = geometry, embeddings, False
         self.session, self.prefill_chunk, self.placement = session, prefill_chunk, placement
         self._steps: dict[int, _Step] = {}
         self._spare: list[Buffers] = []

@@ -21,14 +21,20 @@ from rexthinker_edge.runtime.decoder_geometry import DecoderGeometry
 from rexthinker_edge.runtime.embeddings import Embeddings
 from rexthinker_edge.runtime.errors import TextError
 from rexthinker_edge.runtime.kv_cache import KVCache
-from rexthinker_edge.runtime.opening import open_session
+from rexthinker_edge.runtime.native_graph import native_graph
+from rexthinker_edge.runtime.opening import CPU, open_native, open_session
 
 # Added to a score it leaves a weight of exactly 0; finite, so that a tile hidden whole is no 0 / 0.
 HIDDEN = np.float32(-1e30)
 
 
 class Decoder:
-    """`decoder.onnx` in an ONNX Runtime session, with its embedding table."""
+    """`decoder.onnx` in an ONNX Runtime session, with its embedding table.
+
+    Attributes:
+        rows_alike: a row's numbers depend on what it sees and not on the rows beside it, so a pass may have
+            one row; where it is False, passes that shall agree bit for bit have two or more.
+    """
 
     def __init__(
         self,
@@ -36,7 +42,7 @@ class Decoder:
         embeddings: Embeddings,
         geometry: DecoderGeometry,
         options: ort.SessionOptions | None = None,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
+        providers: Sequence[str] = (CPU,),
         prefill_chunk: int = 512,
     ) -> None:
         """Open the graph. `prefill_chunk` bounds the tokens of one pass, and with them the working memory."""
@@ -44,7 +50,13 @@ class Decoder:
         self.geometry = geometry
         self.embeddings = embeddings
         self.prefill_chunk = prefill_chunk
-        self.session = open_session(path, options, providers)
+        native = native_graph(path) if list(providers) == [CPU] else None
+        self.rows_alike = native is not None and native.rows_alike
+        self.session = (
+            open_session(path, options, providers)
+            if native is None
+            else open_native(native.model, path, options)
+        )
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache with room for `capacity` tokens (at most `geometry.max_length`)."""

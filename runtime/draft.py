@@ -101,7 +101,11 @@ class Drafting:
             "on": self.on,
             "table": None if self.table is None else {"states": self.table.states},
             "exact": costs.exact,
-            "pass_ms": {str(w): round(costs.costs[w], 3) for w in (2, 4, 8, 16, 32) if w < len(costs.costs)},
+            "pass_ms": {
+                str(w): round(costs.costs[w], 3)
+                for w in (1, 2, 4, 8, 16, 32)
+                if costs.least <= w < len(costs.costs)
+            },
         }
 
 

@@ -29,7 +29,7 @@ from rexthinker_edge.runtime.positions import text_positions
 WIDEST = 32  # tokens of one pass
 SLOW_PASS_MS = 250.0  # where 16 tokens take longer, wider passes are neither measured nor used
 PROBE_ROUNDS, PROBE_MS = 4, 300.0  # of the first measurement, without a deadline; whichever comes first
-MEASURED = (2, 4, 8, 16, WIDEST)  # widths that are measured whether or not they are used
+MEASURED = (1, 2, 4, 8, 16, WIDEST)  # widths that are measured whether or not they are used
 REMEMBERED = 15  # measurements of a width that count
 RELEARN = 16  # passes between two fits
 OLD = 400  # passes after which a measurement gives way to a younger one
@@ -43,12 +43,12 @@ class PassCosts:
 
     Attributes:
         exact: whether passes of different width give the same logits here; None before it was looked at.
-        widest: tokens a pass may have.
+        least, widest: tokens a pass may have.
     """
 
     def __init__(self) -> None:
         self.exact: bool | None = None
-        self.widest = WIDEST
+        self.least, self.widest = 2, WIDEST
         self.costs: list[float] = []  # by number of tokens, 0 to widest
         self._seen: dict[int, deque[tuple[int, float]]] = {}  # by width: number of the pass, milliseconds
         self._raw: dict[int, float] = {}  # each width's own cost at the last fit
@@ -82,13 +82,15 @@ class PassCosts:
             return self._grouping(decoder, cache, position, groups, deadline)
 
         begun = time.thread_time()
-        read(2)  # the first pass of a width pays for its buffers
+        self.least = 1 if decoder.rows_alike else 2
+        read(self.least)  # the first pass of a width pays for its buffers
         self._seen.clear()
-        first, widest, groups = read(16), 16, [2, 4, 8, 2]
+        ends = [2] if self.least == 2 else [1, 1]
+        first, widest, groups = read(16), 16, [2, 4, 8, *ends]
         if self._least(16) >= SLOW_PASS_MS:
             read(16)
         if self._least(16) < SLOW_PASS_MS:
-            first, widest, groups = read(32), WIDEST, [2, 4, 8, 16, 2]
+            first, widest, groups = read(32), WIDEST, [2, 4, 8, 16, *ends]
         for _ in range(PROBE_ROUNDS if deadline.until_ms is None else 1):
             exact = bool(np.array_equal(first, read(*groups)))
             if not exact or (time.thread_time() - begun) * 1000 > PROBE_MS:
@@ -127,7 +129,7 @@ class PassCosts:
         if self._passes < self._explored + GAP:
             return 0
         self._explored = self._passes
-        doubtful = [w for w in MEASURED if w <= min(most, self.widest) and self._is_doubtful(w)]
+        doubtful = [w for w in MEASURED if self.least <= w <= min(most, self.widest) and self._is_doubtful(w)]
         return min(doubtful, key=lambda w: self._seen[w][-1][0] if w in self._seen else 0, default=0)
 
     def _is_doubtful(self, width: int) -> bool:
@@ -150,7 +152,7 @@ class PassCosts:
 
     def _fit(self) -> None:
         """Costs of every width: straight lines between what the measured ones cost at most."""
-        raw = {w: self._cost(w) for w in self._seen if 2 <= w <= self.widest}
+        raw = {w: self._cost(w) for w in self._seen if self.least <= w <= self.widest}
         for width in self._raw.keys() & raw.keys():
             just = self._seen[width][-1][0] > self._passes - RELEARN
             if just and not 1 / PACE < raw[width] / self._raw[width] < PACE:
@@ -209,7 +211,7 @@ def paying(
         extra_ms: what a pass costs beside itself.
         beside: rows that other answers have in the pass, each taken to win a token.
     """
-    best, most = (1.0 + beside) / (costs[max(2, 1 + beside)] + extra_ms), 0
+    best, most = (1.0 + beside) / (costs[1 + beside] + extra_ms), 0
     tokens, reach = 1.0 + beside, 1.0
     for count, kind in enumerate(kinds[: len(costs) - 2 - beside], 1):
         reach *= rates[kind]

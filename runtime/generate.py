@@ -3,9 +3,10 @@
 Contract  Token for token what decoding without drafts gives, for greedy choice and for sampling with a seed:
           a drafted token counts only where it is what would have been chosen. That needs more than a rule of
           acceptance: ONNX Runtime computes a pass over one token by other kernels than a pass over several,
-          and rounds differently (by 0.2 in a logit at int4). So every pass here has two rows or more, whether
-          drafted or not; such passes were bit-identical in every grouping measured (docs/drafting.md), which
-          draft_cost.py checks on the device before anything is drafted.
+          and rounds differently (by 0.2 in a logit at int4). So where the decoder's rows are not alike by our
+          own operators (`decoder.rows_alike`), every pass here has two rows or more, drafted or not. Such
+          passes were bit-identical in every grouping measured (docs/drafting.md), which draft_cost.py checks
+          on the device before anything is drafted.
           Stops at an end token, at `max_new_tokens`, or when the deadline comes, inside a pass as well; which
           of them is told.
 Elsewhere the passes: decoder.py; what is drafted: draft.py; text from ids: tokens.py.
@@ -203,14 +204,16 @@ class Generation:
     def _read(self, drafted: list[int]) -> None:
         """One pass over the last token and a draft behind it; the cache holds all their rows afterwards.
 
-        No pass has a single row: without a draft the token is read twice, or, where nothing fits behind it,
-        the one before it once more.
+        Where rows are not alike no pass has a single one: without a draft the token is read twice, or, where
+        nothing fits behind it, the one before it once more.
         """
         token_ids, padding, again = [self.token_ids[-1], *drafted], 0, 0
-        if not drafted and self.decoder.geometry.max_length - self.cache.length > 1:
+        if drafted or self.decoder.rows_alike:
+            pass
+        elif self.decoder.geometry.max_length - self.cache.length > 1:
             padding = 1
             token_ids += token_ids
-        elif not drafted and len(self.token_ids) > 1:
+        elif len(self.token_ids) > 1:
             again = 1
             token_ids = [self.token_ids[-2], *token_ids]
             self.cache.rewind(self.cache.length - 1)

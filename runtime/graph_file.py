@@ -25,7 +25,7 @@ GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_INPUT, GRAPH_OUTPUT, GRAPH_VALUES = 1, 5, 1
 NODE_INPUT, NODE_OUTPUT, NODE_NAME, NODE_OP, NODE_ATTRIBUTE, NODE_DOMAIN = 1, 2, 3, 4, 5, 7
 ATTRIBUTE_NAME, ATTRIBUTE_INT, ATTRIBUTE_TYPE, TYPE_INT = 1, 3, 20, 2
 TENSOR_TYPE, TENSOR_NAME = 2, 8
-VALUE_NAME, VALUE_TYPE, TYPE_TENSOR, TENSOR_ELEMENT = 1, 2, 1, 1
+VALUE_NAME, VALUE_TYPE, TYPE_TENSOR, TENSOR_ELEMENT, TENSOR_SHAPE, SHAPE_AXIS = 1, 2, 1, 1, 2, 1
 
 Fields = list[tuple[int, int, int | bytes]]
 
@@ -74,6 +74,13 @@ class Value:
     name: str
     element: int
     fields: Fields
+
+    def side(self, axis: int) -> int | None:
+        """The length of an axis; None where it is free or not said."""
+        tensor = _fields(_only(_fields(_only(self.fields, VALUE_TYPE)), TYPE_TENSOR))
+        axes = [dim for shape in _all(tensor, TENSOR_SHAPE) for dim in _all(_fields(shape), SHAPE_AXIS)]
+        said = [value for number, _, value in _fields(axes[axis])] if axis < len(axes) else []
+        return said[0] if said and isinstance(said[0], int) else None
 
     def retyped(self, element: int) -> "Value":
         """The same with other numbers."""

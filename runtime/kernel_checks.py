@@ -24,7 +24,7 @@ from rexthinker_edge.kernels.grouped_query_attention import (
 from rexthinker_edge.kernels.linear import linear, lower_linear
 from rexthinker_edge.kernels.matmul_nbits import BlockWeight, lower_matmul_nbits, matmul_nbits, packed_tensors
 from rexthinker_edge.kernels.mrope import lower_mrope, mrope, rotary_table
-from rexthinker_edge.kernels.native_products import (
+from rexthinker_edge.kernels.native_operators import (
     BITS,
     DOMAIN,
     matmul_nbits_rounded,

@@ -20,9 +20,8 @@ from typing import Any
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as refusals
 
-from rexthinker_edge.kernels.native_products import library_path, trouble
+from rexthinker_edge.kernels.native_operators import library_path, trouble
 from rexthinker_edge.runtime.errors import BundleError
-from rexthinker_edge.runtime.native_graph import native_graph
 
 CPU = "CPUExecutionProvider"
 DATA_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -61,16 +60,21 @@ def open_session(path: Path, options: ort.SessionOptions | None, providers: Sequ
     Raises:
         what InferenceSession raises, see `REFUSALS`.
     """
-    if (model := native_graph(path)) is not None and list(providers) == [CPU]:
-        return _native_session(model, path, options)
     data = path.with_name(f"{path.name}.data")
     if not data.is_file() or data.stat().st_size < LATE_BYTES:
         return ort.InferenceSession(str(path), options, providers=list(providers))
     return LateSession(path, options, providers)
 
 
-def _native_session(model: bytes, path: Path, given: ort.SessionOptions | None) -> ort.InferenceSession:
-    """A session with our operator in it, which reads weights where they are mapped: nothing is packed."""
+def open_native(model: bytes, path: Path, given: ort.SessionOptions | None) -> ort.InferenceSession:
+    """A session of a graph with our operators in it, which read weights where they are mapped.
+
+    Args:
+        model: the graph of the file at `path`, as native_graph.py changed it.
+
+    Raises:
+        what InferenceSession raises, see `REFUSALS`.
+    """
     options = session_options(0 if given is None else given.intra_op_num_threads)
     options.add_session_config_entry(DATA_FOLDER, str(path.parent))
     return ort.InferenceSession(model, options, providers=[CPU])

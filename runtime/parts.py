@@ -34,7 +34,7 @@ from rexthinker_edge.runtime.prepared import Prepared, find, plain_options
 from rexthinker_edge.runtime.providers import Placement, read_device, require_cuda
 from rexthinker_edge.runtime.result import BundleInfo
 from rexthinker_edge.runtime.session_check import check_decoder, check_vision
-from rexthinker_edge.runtime.together import EVERY_TOKEN, FLOAT_NEAR_TIE
+from rexthinker_edge.runtime.together import EVERY_TOKEN, FLOAT_NEAR_TIE, NO_TOKEN
 from rexthinker_edge.runtime.tokens import TextTokenizer
 from rexthinker_edge.runtime.vision import VisionTower
 
@@ -83,7 +83,7 @@ def open_parts(
         drafting = Drafting(_draft_table(opened))
         prompt, tokens, risk = manifest.prompt, manifest.tokens, manifest.risk
         detector = graphs.detector(sight.result(), None if text is None else text.result())
-        near_tie = _near_tie(manifest.quantisation.get(manifests.DECODER, ""))
+        near_tie = _near_tie(decoder.result(), manifest.quantisation.get(manifests.DECODER, ""))
         language = Language(tokenizer, decoder.result(), prompt, tokens, info, drafting, risk, near_tie)
         parts = Parts(detector, vision.result(), language)
     for session in (parts.vision.session, parts.language.decoder.session):
@@ -184,9 +184,11 @@ def _draft_table(opened: Bundle) -> Table | None:
     return Table(opened.file(manifests.DRAFT), opened.manifest.decoder.vocab)
 
 
-def _near_tie(decoder: str) -> float:
+def _near_tie(decoder: Decoder, stored: str) -> float:
     """What answers decoded together may be off by, of what the manifest says of the decoder's numbers."""
-    return FLOAT_NEAR_TIE if decoder.startswith("fp32") else EVERY_TOKEN
+    if decoder.rows_alike:
+        return NO_TOKEN
+    return FLOAT_NEAR_TIE if stored.startswith("fp32") else EVERY_TOKEN
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from rexthinker_edge.kernels.native_products import trouble
+from rexthinker_edge.kernels.native_operators import trouble
 from rexthinker_edge.runtime import manifest as manifests
 from rexthinker_edge.runtime.bundle import ALWAYS_HASHED_BYTES, Bundle, file_sha256, flush
 from rexthinker_edge.runtime.errors import DeviceError

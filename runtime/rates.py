@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rexthinker_edge.kernels.linear import lower_linear
 from rexthinker_edge.kernels.matmul_nbits import lower_matmul_nbits
-from rexthinker_edge.kernels.native_products import product_domain
+from rexthinker_edge.kernels.native_operators import product_domain
 from rexthinker_edge.runtime.opening import session_options
 from rexthinker_edge.runtime.overhead import measure_overhead
 from rexthinker_edge.runtime.roofline import Rates

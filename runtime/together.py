@@ -7,7 +7,8 @@ Layout    All answers lie in one cache, mixed: a pass reads the next token of ev
           prefix once per entry; docs/scenes.md.) Drafted tokens stand behind the one they follow; the rows
           of those that did not hold are hidden from then on. Rows that nobody looks at any longer are taken
           out once there are many, for every token scores them all the same.
-Contract  Token for token what asking one by one gives. Sums over mixed rows run in another order, so two
+Contract  Token for token what asking one by one gives. Where the decoder's rows are alike that is so by
+          itself. Elsewhere sums over mixed rows run in another order, so two
           logits that nearly tie may change places: an answer that met such a tie is read again by itself, in
           one pass, and goes on alone from the token where it differs. Where activations are rounded every
           answer is read again, and every token of it compared. Likelihoods are those of the mixed rows, so
@@ -36,7 +37,7 @@ TOGETHER = 8  # answers in one group: more would mostly read each other's hidden
 # other by 2e-6 of it at most where products are float32 throughout (17,000 tokens of the small model). Where
 # they round activations it was 0.042, and 9 of 17,000 tokens changed: there every token is read again.
 FLOAT_NEAR_TIE = 1 / 2048
-EVERY_TOKEN = float("inf")
+EVERY_TOKEN, NO_TOKEN = float("inf"), -1.0
 USELESS = 0.25  # of the rows behind the prefix: as many are taken out
 _PREFIX, _DEAD = -1, -2  # owners of rows that all see, and of drafted rows that did not hold
 
@@ -174,14 +175,13 @@ class Together:
         return any(branch.finish is None for branch in going)
 
     def _pass(self, going: list[_Branch]) -> None:
-        # No pass has a single row: it would be computed by other kernels (generate.py).
         self._tidy(going)
         begun, drafted, rows = self.cache.length, list[list[int]](), len(going)
         for branch in going:
             drafted.append(branch.propose(self.limits, rows - 1))
             rows += len(drafted[-1])
         ids = [[branch.token_ids[-1], *draft] for branch, draft in zip(going, drafted, strict=True)]
-        padding = 1 if rows == 1 else 0
+        padding = 1 if rows == 1 and not self.decoder.rows_alike else 0  # as in generate.py
         ids[-1] += ids[-1] * padding
         lengths = [len(part) for part in ids]
         positions = [text_positions(b.next_position, n) for b, n in zip(going, lengths, strict=True)]

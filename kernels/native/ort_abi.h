@@ -13,7 +13,7 @@
 namespace ort {
 
 constexpr uint32_t VERSION = 17;
-constexpr int FLOAT = 1, UINT8 = 2, INT32 = 6;        // ONNXTensorElementDataType
+constexpr int FLOAT = 1, UINT8 = 2, INT32 = 6, INT64 = 7;        // ONNXTensorElementDataType
 constexpr int REQUIRED = 0, OPTIONAL = 1;  // OrtCustomOpInputOutputCharacteristic
 constexpr int FAIL = 1, INVALID_ARGUMENT = 2;
 

@@ -61,7 +61,7 @@ def _directory(bundle: Path | None) -> Path:
 def kernel_checks() -> Iterator[Check]:
     """One real kernel of each kind, on the CPU."""
     try:
-        from rexthinker_edge.kernels.native_products import trouble  # noqa: PLC0415
+        from rexthinker_edge.kernels.native_operators import trouble  # noqa: PLC0415
         from rexthinker_edge.runtime.detector_kernel_checks import detector_kernels  # noqa: PLC0415
         from rexthinker_edge.runtime.kernel_checks import kernels, run_kernel  # noqa: PLC0415
     except ImportError as error:

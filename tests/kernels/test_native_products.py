@@ -7,7 +7,7 @@ import onnxruntime as ort
 import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as refusals
 
-from rexthinker_edge.kernels import native_products
+from rexthinker_edge.kernels import native_operators
 from rexthinker_edge.kernels.builder import CONTRIB
 from rexthinker_edge.kernels.matmul_nbits import (
     BlockWeight,
@@ -15,7 +15,7 @@ from rexthinker_edge.kernels.matmul_nbits import (
     matmul_nbits,
     packed_tensors,
 )
-from rexthinker_edge.kernels.native_products import DOMAIN, library_path, matmul_nbits_rounded, trouble
+from rexthinker_edge.kernels.native_operators import DOMAIN, library_path, matmul_nbits_rounded, trouble
 from rexthinker_edge.runtime.tiny_onnx import TinyGraph
 
 needs_library = pytest.mark.skipif(
@@ -140,17 +140,17 @@ def test_what_it_has_not_is_refused():
 
 
 def test_why_it_is_not_used_is_told(monkeypatch, tmp_path):
-    native_products.trouble.cache_clear()
+    native_operators.trouble.cache_clear()
     try:
-        monkeypatch.setattr(native_products, "library_path", lambda: None)
+        monkeypatch.setattr(native_operators, "library_path", lambda: None)
         assert trouble() == "the package was built without it (no C++ compiler)"
-        native_products.trouble.cache_clear()
-        broken = tmp_path / "_products.abi3.so"
+        native_operators.trouble.cache_clear()
+        broken = tmp_path / "_native.abi3.so"
         broken.write_bytes(b"no library")
-        monkeypatch.setattr(native_products, "library_path", lambda: broken)
-        assert "_products.abi3.so cannot be loaded" in trouble()
+        monkeypatch.setattr(native_operators, "library_path", lambda: broken)
+        assert "_native.abi3.so cannot be loaded" in trouble()
     finally:
         monkeypatch.undo()
-        native_products.trouble.cache_clear()
+        native_operators.trouble.cache_clear()
     if library_path() is not None:
         assert ctypes.CDLL(str(library_path())).rexthinker_edge_supported() in (0, 1, 2)

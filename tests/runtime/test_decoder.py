@@ -28,18 +28,20 @@ CONFIG = TextConfig(
     hidden=48, layers=2, heads=6, kv_heads=2, intermediate=64, vocab=60, rms_norm_eps=1e-5,
     rope_theta=100.0, mrope_section=(1, 1, 2), max_position_embeddings=96, tied=True,
 )  # fmt: skip
+# Heads of 32 channels, which our own operators have.
+WIDE = replace(CONFIG, hidden=64, heads=2, kv_heads=1, mrope_section=(4, 6, 6))
 PAD = 59
 PREFIX = [1, 2, *[PAD] * 6, 3, 4, 5, 6, 7]
 SUFFIXES = [[10, 11], [12], [10, 13, 14, 15, 16], [11, 10]]
 
 
-def make_weights():
-    rng = np.random.default_rng(8)
-    kv = CONFIG.kv_heads * CONFIG.head_dim
-    shapes = {"q_proj": (48, 48), "k_proj": (kv, 48), "v_proj": (kv, 48), "o_proj": (48, 48)}
+def make_weights(config=CONFIG):
+    rng, size = np.random.default_rng(8), config.hidden
+    kv = config.kv_heads * config.head_dim
+    shapes = {"q_proj": (size, size), "k_proj": (kv, size), "v_proj": (kv, size), "o_proj": (size, size)}
     made = {
-        "model.embed_tokens.weight": rng.standard_normal((60, 48)),
-        "model.norm.weight": rng.uniform(0.5, 2, 48),
+        "model.embed_tokens.weight": rng.standard_normal((60, size)),
+        "model.norm.weight": rng.uniform(0.5, 2, size),
     }
     for layer in range(CONFIG.layers):
         name = f"model.layers.{layer}"
@@ -47,10 +49,10 @@ def make_weights():
             made[f"{name}.self_attn.{part}.weight"] = rng.standard_normal(shape) / 5
             if part != "o_proj":
                 made[f"{name}.self_attn.{part}.bias"] = rng.standard_normal(shape[0])
-        for part, shape in {"gate_proj": (64, 48), "up_proj": (64, 48), "down_proj": (48, 64)}.items():
+        for part, shape in {"gate_proj": (64, size), "up_proj": (64, size), "down_proj": (size, 64)}.items():
             made[f"{name}.mlp.{part}.weight"] = rng.standard_normal(shape) / 5
         for part in ("input_layernorm", "post_attention_layernorm"):
-            made[f"{name}.{part}.weight"] = rng.uniform(0.5, 2, 48)
+            made[f"{name}.{part}.weight"] = rng.uniform(0.5, 2, size)
     return {name: array.astype(np.float32) for name, array in made.items()}
 
 

@@ -19,8 +19,10 @@ def true_ms(width: int) -> float:
 class Machine:
     """A decoder whose passes cost what they cost here, times a stall, on a clock of its own."""
 
-    def __init__(self, scale: float = 1.0, stalls: dict[int, float] | None = None) -> None:
-        self.geometry = SimpleNamespace(vocab=50, max_length=4096)
+    def __init__(
+        self, scale: float = 1.0, stalls: dict[int, float] | None = None, rows_alike: bool = False
+    ) -> None:
+        self.geometry, self.rows_alike = SimpleNamespace(vocab=50, max_length=4096), rows_alike
         self.now, self.runs, self.scale, self.stalls = 0.0, 0, scale, stalls or {}
 
     def pass_ms(self, width: int) -> float:
@@ -49,6 +51,17 @@ class Machine:
 
 def paid(costs: PassCosts) -> int:
     return 1 + paying(KINDS, RATES, costs.costs, 0.0)
+
+
+def test_a_pass_of_one_row_is_measured_where_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    for alike in (True, False):
+        made, costs = Machine(rows_alike=alike), PassCosts()
+        monkeypatch.setattr(draft_cost, "time", SimpleNamespace(thread_time=lambda made=made: made.now))
+        made.probe(costs)
+        assert costs.exact
+        assert costs.least == (1 if alike else 2)
+        assert (1 in costs._seen) == alike
+        assert costs.costs[1] == pytest.approx(true_ms(1))
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from scipy.stats import chisquare
 from rexthinker_edge.export.checkpoint import Checkpoint
 from rexthinker_edge.export.decoder_graph import write_decoder
 from rexthinker_edge.export.quantize import IntegerRecipe
+from rexthinker_edge.kernels.native_operators import trouble
 from rexthinker_edge.runtime.deadline import NEVER, Deadline, DeadlinePassed, monotonic_ms
 from rexthinker_edge.runtime.decoder import Decoder
 from rexthinker_edge.runtime.draft_cost import PassCosts
@@ -22,7 +23,7 @@ from rexthinker_edge.runtime.generate import Finish, Generation, Limits, greedy,
 from rexthinker_edge.runtime.manifest import EMBEDDINGS
 from rexthinker_edge.runtime.manner import Manner
 from rexthinker_edge.runtime.positions import text_positions
-from tests.runtime.test_decoder import CONFIG, make_weights
+from tests.runtime.test_decoder import CONFIG, WIDE, make_weights
 
 PROMPT, COUNT, VOCAB = [1, 2, 3, 4, 5], 24, CONFIG.vocab
 
@@ -45,12 +46,18 @@ class Scripted:
         self.widths.append(tokens)
 
 
-@pytest.fixture(scope="module", params=["fp32", "int4"])
+KINDS = {
+    "fp32": (CONFIG, None),
+    "int4": (CONFIG, IntegerRecipe(block=16)),
+    "own": (WIDE, IntegerRecipe(block=32)),
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def decoder(request, tmp_path_factory):
-    directory = tmp_path_factory.mktemp(request.param)
-    save_file(make_weights(), directory / "model.safetensors")
-    recipe = None if request.param == "fp32" else IntegerRecipe(block=16)
-    geometry = write_decoder(Checkpoint(directory), CONFIG, directory, 96, recipe)
+    directory, (config, recipe) = tmp_path_factory.mktemp(request.param), KINDS[request.param]
+    save_file(make_weights(config), directory / "model.safetensors")
+    geometry = write_decoder(Checkpoint(directory), config, directory, 96, recipe)
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     embeddings = Embeddings(directory / EMBEDDINGS, geometry)
@@ -82,6 +89,20 @@ def test_held():
     assert held(greedy, logits, [0, 1, 4], frozenset()) == [3]
     assert held(greedy, logits, [3, 1, 4], frozenset([1])) == [3, 1]
     assert held(greedy, logits[:1], [], frozenset()) == [3]
+
+
+def test_a_pass_has_one_row_where_rows_are_alike_and_two_elsewhere(decoder, request, monkeypatch, plain):
+    own = "own" in request.node.callspec.id and not trouble()
+    assert decoder.rows_alike == own
+    widths, run = [], decoder.run
+
+    def counted(embeds, *others, **named):
+        widths.append(len(embeds))
+        return run(embeds, *others, **named)
+
+    monkeypatch.setattr(decoder, "run", counted)
+    assert answer(decoder).token_ids == plain
+    assert widths == [len(PROMPT), *[1 if own else 2] * (COUNT - 1)]
 
 
 def test_a_perfect_draft_is_taken_whole(decoder, plain):
@@ -179,7 +200,7 @@ def test_where_passes_differ_nothing_is_drafted(decoder):
     class Uneven:
         """A device whose wider passes round differently."""
 
-        geometry, embed = decoder.geometry, staticmethod(decoder.embed)
+        geometry, rows_alike, embed = decoder.geometry, decoder.rows_alike, staticmethod(decoder.embed)
 
         def run(self, embeds, positions, cache, last_only=True, deadline=NEVER):
             logits = decoder.run(embeds, positions, cache, last_only)
@@ -211,6 +232,7 @@ class Toy:
     def __init__(self, table):
         self.table = table
         self.geometry = type("Geometry", (), {"vocab": len(table), "max_length": 100})
+        self.rows_alike = False
 
     def embed(self, tokens):
         return np.array(tokens)

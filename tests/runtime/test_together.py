@@ -18,8 +18,8 @@ from rexthinker_edge.runtime.embeddings import Embeddings
 from rexthinker_edge.runtime.generate import Finish, Generation, Limits
 from rexthinker_edge.runtime.manifest import EMBEDDINGS
 from rexthinker_edge.runtime.positions import text_positions
-from rexthinker_edge.runtime.together import Question, Together, answer_together
-from tests.runtime.test_decoder import CONFIG, make_weights
+from rexthinker_edge.runtime.together import NO_TOKEN, Question, Together, answer_together
+from tests.runtime.test_decoder import CONFIG, WIDE, make_weights
 
 PREFIX = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
 QUESTIONS = [[20, 21, 22], [23], [24, 25, 26, 27, 28], [20, 21], [30], [31, 32, 33], [34, 35], [36] * 7]
@@ -32,12 +32,14 @@ class Plain:
         return " ".join(map(str, token_ids))
 
 
-@pytest.fixture(scope="module", params=[None, IntegerRecipe(block=16)], ids=["fp32", "int4"])
+KINDS = [(CONFIG, None), (CONFIG, IntegerRecipe(block=16)), (WIDE, IntegerRecipe(block=32))]
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=["fp32", "int4", "own"])
 def decoder(request, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("decoder")
-    save_file(make_weights(), directory / "model.safetensors")
-    config = replace(CONFIG, hidden=48)
-    geometry = write_decoder(Checkpoint(directory), config, directory, 96, request.param)
+    directory, (config, recipe) = tmp_path_factory.mktemp("decoder"), request.param
+    save_file(make_weights(config), directory / "model.safetensors")
+    geometry = write_decoder(Checkpoint(directory), config, directory, 96, recipe)
     assert geometry.branches
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
@@ -88,6 +90,26 @@ def test_equal_to_one_by_one(decoder, count):
         assert w.ms.prefill > 0
     cache.rewind(len(PREFIX))
     np.testing.assert_array_equal(cache.rows(0, len(PREFIX)), kept)  # the prefix is read, never written
+
+
+def test_where_rows_are_alike_no_answer_is_read_again(decoder, monkeypatch):
+    """Logits of mixed rows are those of an answer alone to the last bit."""
+    limits = Limits(frozenset(), 12)
+    expected = [alone(decoder, question, limits) for question in QUESTIONS]
+    seen = []
+    monkeypatch.setattr(together, "_settle", lambda *_: pytest.fail("an answer was read again"))
+    look = together._look
+    monkeypatch.setattr(together, "_look", lambda logits, near: seen.append(logits) or look(logits, near))
+    cache = read_prefix(decoder)
+    written = answer_together(decoder, Plain(), cache, asked(QUESTIONS), limits, NO_TOKEN)
+    if not decoder.rows_alike:
+        return
+    assert [(w.token_ids, w.finish) for w in written] == expected
+    cache = read_prefix(decoder)
+    ids = [*QUESTIONS[4], *written[4].token_ids[:-1]]
+    start = len(PREFIX)
+    logits = decoder.run(decoder.embed(ids), text_positions(start, len(ids)), cache, last_only=False)
+    assert np.array_equal(logits, [rows[4] for rows in seen])
 
 
 def test_an_answer_does_not_see_the_others(decoder):

@@ -1,11 +1,12 @@
-"""MatMulNBits as an operator of our own for ONNX Runtime: the compiled library, and whether to use it.
+"""MatMulNBits and GroupQueryAttention as operators of our own: the compiled library, and whether to use it.
 
-Why       On a processor with AVX2 and no VNNI, ONNX Runtime's operator is bound by arithmetic before memory,
-          and copies every weight into an order of its own at opening. Ours reads weights as the bundle stores
-          them, computes a row alike alone and among others, and is the faster one at every number of rows.
-Contract  `matmul_nbits_rounded` is the meaning: activations rounded to 8 bits a block, integers multiplied
-          exactly. The library is optional: `trouble` says why ONNX Runtime's operator is used instead.
-Elsewhere the arithmetic: native/products.cpp; giving a graph's products to it: runtime/native_graph.py.
+Why       On a processor with AVX2 and no VNNI, ONNX Runtime's products are bound by arithmetic before memory,
+          and it copies every weight into an order of its own at opening. Ours read weights as the bundle
+          stores them and are quicker at every number of rows. And a row's numbers depend on that row and on
+          what it sees alone, so drafted answers, and answers decoded together, are those of one by one.
+Contract  `matmul_nbits_rounded` and grouped_query_attention.py are the meaning. The library is optional:
+          `trouble` says why ONNX Runtime's operators are used instead.
+Elsewhere the arithmetic: native/; giving a graph to it: runtime/native_graph.py.
 Source    docs/native.md
 """
 
@@ -22,6 +23,7 @@ from rexthinker_edge.kernels.matmul_nbits import BlockWeight
 
 DOMAIN, VERSION = "rexthinker_edge", 1
 BLOCKS, BITS = (32, 64, 128, 256), (4, 8)
+HEAD_STEP = 32  # widths of attention heads are its multiples
 LEAST = np.float32(1e-30)  # a block of smaller activations counts as zeros
 _NO, _YES = 0, 1
 
@@ -50,7 +52,7 @@ def matmul_nbits_rounded(x: NDArray[np.float32], weight: BlockWeight) -> NDArray
 def library_path() -> Path | None:
     """Where the compiled library lies; None where the package was built without it."""
     for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(f"_products{suffix}")
+        path = Path(__file__).with_name(f"_native{suffix}")
         if path.is_file():
             return path
     return None
@@ -76,6 +78,11 @@ def trouble() -> str:
 def product_domain() -> str:
     """The domain whose MatMulNBits runs here, at accuracy level 4 and in sizes that `serves` passes."""
     return CONTRIB if trouble() else DOMAIN
+
+
+def attends(width: int | None) -> bool:
+    """Whether GroupQueryAttention of ours has heads of such a width."""
+    return width is not None and width > 0 and width % HEAD_STEP == 0
 
 
 def serves(bits: int | None, block: int | None) -> bool:
