@@ -130,7 +130,6 @@ class FakeDecoder:
         self, tokenizer: TextTokenizer, geometry: DecoderGeometry, script: Callable[[str], str]
     ) -> None:
         self.tokenizer, self.geometry, self.script = tokenizer, geometry, script
-        self.rows_alike = False
         self.start, self.end = (tokenizer.special_id(name) for name in ("<|im_start|>", "<|im_end|>"))
         self.read = 0  # tokens of prompts, over all passes that choose nothing but a first token
         self.answer: list[int] = []

@@ -3,8 +3,8 @@
 Contract  Nothing here computes: passes are runtime/decoder.py's, answers generate.py's and together.py's. The
           words are replayed: what is chosen comes from the work's traces, so that drafts meet real text and
           every pass has the width it would have. Each eighth of eight answers may draft from its siblings
-          only where they are written one after the other. A pass of one row is told aside: answers are
-          decoded in passes of two or more (generate.py), and that is what is compared.
+          only where they are written one after the other. Where answers are decoded in passes of two rows
+          or more (generate.py) those are compared, and a pass of one row is told aside.
 Elsewhere the interface: worker.py; what a scene does: runtime/answering.py.
 """
 
@@ -28,6 +28,7 @@ from rexthinker_edge.runtime.positions import text_positions
 from rexthinker_edge.runtime.together import Question, Together
 from rexthinker_edge.runtime.tokens import TextTokenizer
 
+ONE_ROW, ASIDE = "one row, as answers are decoded", "one row"
 ROOM = 1024  # tokens behind the prompt: eight answers lie beside each other
 
 
@@ -47,7 +48,7 @@ class Peer:
         self.cache = self.decoder.new_cache(len(self.work["prefix"]) + ROOM)
         self.ways = {
             "prefill": ["chunks of 512"],
-            "token": ["two rows, as answers are decoded", "one row"],
+            "token": [ONE_ROW] if self.decoder.rows_alike else ["two rows, as answers are decoded", ASIDE],
             "second": ["prefix rewound"],
             "one": ["plain"],
             "eight": ["together", "one by one"],
@@ -86,9 +87,9 @@ class Peer:
             self._read(self.work["prefix"])
             return len(self.work["prefix"])
         if step == "token":
-            if way == "one row":
+            if way == ASIDE:
                 self.detail = {"aside": "answers are not decoded so"}
-            return self._tokens(1 if way == "one row" else 2)
+            return self._tokens(1 if way in (ONE_ROW, ASIDE) else 2)
         if step == "second":
             self._read(self.work["questions"][1])
             return 1
