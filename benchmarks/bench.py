@@ -292,6 +292,7 @@ def _bundle(
         "answer_tokens": _tokens(seen.plain, "generated"),
         "statuses": seen.statuses,
         "together_identical": seen.together_identical,
+        "mixed": {str(count): pictures for count, pictures in seen.mixed.items()},
         "work": {name: asdict(one) for name, one in work.items()},
         "p95_ms": late_times(seen),
         "ready_ms": {"cold": loads.cold_ready_ms, "warm": loads.warm_ready_ms},

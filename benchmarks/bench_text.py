@@ -113,6 +113,7 @@ def _expressions(report: dict[str, Any]) -> Made:
     alike = "the same tokens" if report["bundle"]["together_identical"] else "DIFFERENT TOKENS"
     for count, ms in report["together"].items():
         told, slow = f"{ms / one:.2f} times one, {alike}", late["together"][count]
+        told += f", mixed on {report['bundle']['mixed'][count]} pictures" if count != "1" else ""
         rows.append([f"{count} together", "", "", f"{ms:,.1f}", f"{slow:,.1f}", told])
     return "Expressions", ["", "first token p50 ms", "p95", "whole p50 ms", "p95", ""], rows
 

@@ -11,7 +11,6 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from rexthinker_edge.benchmarks.bench_questions import EXPRESSIONS, Question, questions
@@ -42,8 +41,7 @@ def main() -> int:
     parser.add_argument("--no-draft", action="store_true")
     arguments = parser.parse_args()
     thinker = load(arguments.bundle, threads=arguments.threads, drafting=not arguments.no_draft)
-    always: Callable[[int], bool] = lambda count: count > 1  # noqa: E731
-    setattr(thinker._parts.language.pace, "mixes", always)  # noqa: B010 -- else it takes what is quicker
+    thinker._parts.language.pace.always = True
     same, times = 0, dict[int, list[float]]()
     for number, question in enumerate(questions(arguments.count + 1, SIZE)):
         ways = (1, arguments.together) if number % 2 else (arguments.together, 1)

@@ -16,9 +16,14 @@ AGAIN = 16
 
 
 class Pace:
-    """What was seen; threads may share it, for it holds only measurements."""
+    """What was seen; threads may share it, for it holds only measurements.
+
+    Attributes:
+        always: the way that is taken whatever was seen, True for mixing; None leaves it to what was seen.
+    """
 
     def __init__(self) -> None:
+        self.always: bool | None = None
         self._seen: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
         self._asked = 0
 
@@ -28,6 +33,8 @@ class Pace:
         Args:
             likelier: whether mixing is, as long as nothing was seen.
         """
+        if self.always is not None:
+            return self.always
         mixed, single = self._seen[count], self._seen[1]
         if min(len(mixed), len(single)) < TRIED:
             return len(mixed) < TRIED and (
