@@ -27,7 +27,7 @@ from rexthinker_edge.export.quantize import Precision
 
 CHECKPOINTS = Path("checkpoints/small")
 GATE = Gate(max_drop=0.5, max_flips=0.02)
-MOST_BYTES = 3_000_000
+MOST_BYTES = 4_000_000
 DRAFTS = "workbench"
 SETTINGS = {
     "fp32": ExportOptions(draft_traces=DRAFTS),
