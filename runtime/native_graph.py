@@ -20,8 +20,8 @@ PAST_KEYS, BIAS = 3, 10  # places of inputs of GroupQueryAttention
 HEADS = {"num_heads", "kv_num_heads"}  # its attributes that ours has
 # What computes every row by itself already.
 BY_ROWS = {
-    "Gather", "Identity", "Mul", "MRotaryEmbedding", "QuickGelu", "Sigmoid", "SimplifiedLayerNormalization",
-    "SkipSimplifiedLayerNormalization",
+    "Cast", "Gather", "Identity", "Mul", "MRotaryEmbedding", "QuickGelu", "Sigmoid",
+    "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization",
 }  # fmt: skip
 
 
