@@ -131,5 +131,5 @@ def test_source_messages(tmp_path):
             choose_calibration(source, 4)
     with pytest.raises(OptionError, match="calibration_seed: 100000, needed 0 to 99,999"):
         choose_calibration("workbench:easy", 4, 100_000)
-    with pytest.raises(DataError, match=r"humanref_cot\..*: no such file, a TSV pair has four"):
+    with pytest.raises(DataError, match=r"humanref_cot\..*: no such file, a pair of TSV files is needed"):
         choose_calibration(f"humanref-cot:{tmp_path}", 4)
