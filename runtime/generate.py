@@ -208,12 +208,11 @@ class Generation:
         nothing fits behind it, the one before it once more.
         """
         token_ids, padding, again = [self.token_ids[-1], *drafted], 0, 0
-        if drafted or self.decoder.rows_alike:
-            pass
-        elif self.decoder.geometry.max_length - self.cache.length > 1:
+        lonely = not drafted and not self.decoder.rows_alike
+        if lonely and self.decoder.geometry.max_length - self.cache.length > 1:
             padding = 1
             token_ids += token_ids
-        elif len(self.token_ids) > 1:
+        elif lonely and len(self.token_ids) > 1:
             again = 1
             token_ids = [self.token_ids[-2], *token_ids]
             self.cache.rewind(self.cache.length - 1)

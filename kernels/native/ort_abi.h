@@ -67,7 +67,6 @@ class Api {
         return get<Signature>(91)(context, index, shape, axes, out);
     }
     void release(TensorInfo* info) const { get<void(TensorInfo*)>(99)(info); }
-    void release(Status* status) const { get<void(Status*)>(93)(status); }
     // Calls work(data, i) for every i below `total`, on the session's own threads.
     Status* parallel_for(const Context* context, Work* work, size_t total, void* data) const {
         using Signature = Status*(const Context*, Work*, size_t, size_t, void*);
